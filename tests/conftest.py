@@ -22,6 +22,13 @@ from tests.support.leftovers import watch_over_this_process
 from tests.support.ray_start import RAY_ENVIRON
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
 from tests.support.schema_registry import Registry, resolve_registry, running_registry
+from tests.support.seaweedfs import REQUIRE as REQUIRE_S3
+from tests.support.seaweedfs import (
+    Seaweed,
+    SeaweedNotThereError,
+    resolve_weed,
+    running_seaweed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +122,7 @@ def _group(item: pytest.Item) -> str | None:
             return "ray-alone"
         return "ray-stopping" if item.path.stem in STOPPING else "ray"
     if not item.get_closest_marker("kafka"):
-        return None
+        return "seaweed" if item.get_closest_marker("seaweed") else None
     return "kafka-long" if is_slow and item.path.stem in LONG else "kafka"
 
 
@@ -226,3 +233,42 @@ def s3_root(s3: FaultProxy) -> str:
     """The root of a log of its own."""
     assert s3.port
     return f"s3://{BUCKET}/logs/{uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server; skips with the reason where it cannot be had."""
+    is_required = os.environ.get(REQUIRE_S3) == "1"
+    try:
+        program = resolve_weed(build=is_required)
+    except SeaweedNotThereError as error:
+        if is_required:
+            pytest.fail(f"{REQUIRE_S3}=1, but SeaweedFS cannot be run: {error}")
+        pytest.skip(f"SeaweedFS cannot be run: {error}")
+    with running_seaweed(program, tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def seaweed_proxy(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the real S3 server; this process's environment leads to it."""
+    with fault_proxy(seaweed.port) as proxy:
+        for name, value in environment(proxy.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+@pytest.fixture
+def seaweed_root(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of a log of its own on the real S3 server, which the environment leads to."""
+    for name, value in environment(seaweed.endpoint).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/logs/{uuid4().hex}"
+
+
+@pytest.fixture(params=["moto", pytest.param("seaweed", marks=pytest.mark.seaweed)])
+def each_s3_root(request: pytest.FixtureRequest) -> str:
+    """The root of a log of its own on each S3 server in turn."""
+    name = "seaweed_root" if request.param == "seaweed" else "s3_root"
+    root: str = request.getfixturevalue(name)
+    return root

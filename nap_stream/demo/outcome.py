@@ -11,7 +11,7 @@ from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.demo.digits import BROKEN, CAMERA_HEADER, kind_of
 from nap_stream.records import Status
 from nap_stream.scored_log.query import Query, scan
-from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.report import VerifyReport
 
 _COLUMNS = ("partition", "offset", "key", "event_time", "status", "is_ood", "headers")
@@ -31,9 +31,9 @@ class LoggedImage:
     is_ood: bool | None
 
 
-def read_images(root: Path, topic: str) -> list[LoggedImage]:
+def read_images(root: Path | str, topic: str) -> list[LoggedImage]:
     """All rows of a topic, in order of event time."""
-    batches = scan(LocalStore(root), Query(topic=topic), _COLUMNS)
+    batches = scan(store_at(root), Query(topic=topic), _COLUMNS)
     images = [_image(row) for batch in batches for row in batch.to_pylist()]
     return sorted(images, key=lambda image: (image.time_ms, image.partition, image.offset))
 

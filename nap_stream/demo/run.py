@@ -28,7 +28,7 @@ from nap_stream.demo.display import (
     show_outcome,
     show_places,
 )
-from nap_stream.demo.outcome import Outcome, check_outcome, read_images
+from nap_stream.demo.outcome import Check, LoggedImage, Outcome, check_outcome, read_images
 from nap_stream.demo.processes import MonitorProcess, embedded_broker, free_port, running_monitor
 from nap_stream.demo.produce import produce
 from nap_stream.demo.setup import (
@@ -47,6 +47,7 @@ from nap_stream.report.page import render
 from nap_stream.report.pictures import kept_in
 from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.query import Query
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_settings
@@ -83,7 +84,7 @@ def run_demo(
     """
     with demo_folder(root) as folder, one_torch_thread():
         phases = make_model_and_images(folder, seed, display)
-        with _interrupted_by_sigterm(), embedded_broker(clock) as broker:
+        with interrupted_by_sigterm(), embedded_broker(clock) as broker:
             port = free_port()
             write_configuration(folder, broker=broker, metrics_port=port, workers=workers)
             make_calibration(folder, display, clock)
@@ -93,7 +94,7 @@ def run_demo(
             display.step(f"embedded broker at {broker}; topics created")
             with (
                 running_monitor(folder.config, port, folder.monitor_output, environ) as monitor,
-                _finishing_undisturbed(display),
+                finishing_undisturbed(display),
             ):
                 show = Show(folder, settings, phases, monitor, display, clock)
                 show.wait_until_ready()
@@ -194,22 +195,30 @@ class Show:
                     return
             self.clock.sleep(LOOK_EVERY_S)
 
-    def sum_up(self, streamed: Streamed) -> bool:
-        """Show what is left, and whether everything was as it must be."""
-        store, console = LocalStore(self.folder.log), self.display.console
-        images = read_images(self.folder.log, self.settings.kafka.topic)
+    def images(self) -> list[LoggedImage]:
+        """All rows of the log."""
+        return read_images(self.settings.log.root, self.settings.kafka.topic)
+
+    def checks(self, streamed: Streamed, images: Sequence[LoggedImage]) -> tuple[Check, ...]:
+        """Look whether everything was as it must be; ``images`` is what the log holds."""
         changed_ms, returned_ms, _ = streamed.phase_ends_ms
-        checks = check_outcome(
+        return check_outcome(
             Outcome(
                 alerts=streamed.alerts,
                 changed_ms=changed_ms,
                 returned_ms=returned_ms,
                 sent=[image.name for phase in self.phases for image in phase.images],
                 logged=images,
-                report=verify(store, deep=True),
+                report=verify(store_at(self.settings.log.root), deep=True),
                 exit_code=streamed.exit_code,
             )
         )
+
+    def sum_up(self, streamed: Streamed) -> bool:
+        """Show what is left, and whether everything was as it must be."""
+        store, console = LocalStore(self.folder.log), self.display.console
+        images = self.images()
+        checks = self.checks(streamed, images)
         show_counts(aggregate(store, Query(), GroupBy.CLASS), images, console)
         show_outcome(checks, console)
         pictures = kept_in(LocalStore(self.folder.evidence), self.settings)
@@ -224,7 +233,7 @@ class _Stopped(Exception):  # noqa: N818  no error: how the producer is told to 
     """The demo is breaking off."""
 
 
-class _Task(threading.Thread, ABC):
+class Task(threading.Thread, ABC):
     """A thread that the end of a block stops and joins; its error comes out of `check`."""
 
     def __init__(self, name: str) -> None:
@@ -241,6 +250,7 @@ class _Task(threading.Thread, ABC):
         self.join(JOIN_S)
 
     def run(self) -> None:
+        """Work, and keep what ends it badly for `check`."""
         try:
             self.work()
         except _Stopped:
@@ -258,7 +268,7 @@ class _Task(threading.Thread, ABC):
             raise self._failure
 
 
-class Producer(_Task):
+class Producer(Task):
     """Sends the stream at a steady rate and notes when each phase was over.
 
     ``stream`` is a Parquet file as for `produce`, ``sizes`` the images of each phase, ``rate`` in
@@ -306,7 +316,7 @@ class Producer(_Task):
             raise _Stopped
 
 
-class AlertFollower(_Task):
+class AlertFollower(Task):
     """Consumes the alert topic from its beginning."""
 
     def __init__(self, settings: KafkaSettings, topic: str, clock: Clock) -> None:
@@ -346,7 +356,7 @@ class AlertFollower(_Task):
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
+def interrupted_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does; the handlers from before come back at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     # SIGINT too: a shell that starts a program in the background has it ignored.
@@ -364,7 +374,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _finishing_undisturbed(display: Display) -> Iterator[None]:
+def finishing_undisturbed(display: Display) -> Iterator[None]:
     """From the end of the block on, signals are ignored: what was started must be ended first."""
     try:
         yield

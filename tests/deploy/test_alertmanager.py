@@ -1,15 +1,12 @@
 """Rules, dashboard and webhook with a Prometheus and an Alertmanager that run."""
 
-import math
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
 from nap_stream.alert.webhook import WebhookAlertSink
@@ -21,12 +18,18 @@ from tests.alert.test_alertmanager import drift
 from tests.deploy.dashboard import for_prometheus, queries
 from tests.deploy.rule_cases import whole_metrics
 from tests.support.http_receiver import HttpReceiver
-from tests.support.prometheus import ask, running_alertmanager, running_prometheus
+from tests.support.prometheus import (
+    ask,
+    running_alertmanager,
+    running_prometheus,
+    scrape_config,
+    values,
+    written,
+)
 from tests.support.waiting import wait_until
 
 # One process starts them, for all of these tests.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prometheus")]
-RULES = Path(__file__).parents[2] / "deploy/prometheus-rules.yaml"
 Alert = dict[str, Any]
 
 
@@ -55,9 +58,7 @@ class Site:
 
     def values(self, expr: str) -> list[float]:
         """What a query gives now; not what is no number."""
-        answer = ask(f"{self.prometheus}/api/v1/query", query=expr)
-        values = [float(sample["value"][1]) for sample in answer["data"]["result"]]
-        return [value for value in values if not math.isnan(value)]
+        return values(self.prometheus, expr)
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +67,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     metrics.gap_offsets.inc(34)
     with ExitStack() as stack:
         stack.enter_context(receiver.listening())
-        config = _written(folder / "alertmanager.yaml", _routes(receiver.url))
+        config = written(folder / "alertmanager.yaml", _routes(receiver.url))
         alertmanager = stack.enter_context(running_alertmanager(folder, config))
         server = MetricsServer(MetricsSettings(port=0), metrics.registry, tuple)
         stack.callback(server.close)
         instance = f"127.0.0.1:{server.port}"
-        config = _written(folder / "prometheus.yaml", _scrape(instance, alertmanager))
+        config = written(folder / "prometheus.yaml", scrape_config(instance, alertmanager))
         prometheus = stack.enter_context(running_prometheus(folder, config))
         yield Site(metrics, instance, prometheus, alertmanager, receiver)
-
-
-def _written(file: Path, tree: object) -> Path:
-    file.write_text(yaml.safe_dump(tree))
-    return file
 
 
 def _routes(url: str) -> dict[str, Any]:
@@ -86,18 +82,6 @@ def _routes(url: str) -> dict[str, Any]:
     return {
         "route": {"receiver": "test", "group_by": ["alertname", "instance"], **times},
         "receivers": [{"name": "test", "webhook_configs": [{"url": url}]}],
-    }
-
-
-def _scrape(instance: str, alertmanager: str) -> dict[str, Any]:
-    address = alertmanager.removeprefix("http://")
-    return {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES)],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [address]}]}]},
-        "scrape_configs": [
-            {"job_name": "nap-stream", "static_configs": [{"targets": [instance]}]},
-        ],
     }
 
 

@@ -73,15 +73,21 @@ class Totals:
         )
 
 
-def run_seed(seed: int, broker: Broker, folder: Path) -> Outcome:
+def run_seed(seed: int, broker: Broker, folder: Path, log_root: str | None = None) -> Outcome:
     """Run the plan of a seed in an empty folder, and check what it leaves behind.
+
+    The log lies there too, unless ``log_root`` is the address of one in an object store.
 
     Raises:
         RunFailedError: Something was lost or doubled, or the run did not come to its end.
     """
     plan = draw_plan(seed)
     site = new_site(
-        broker, folder, partitions=plan.partitions, session_timeout_s=plan.session_timeout_s
+        broker,
+        folder,
+        partitions=plan.partitions,
+        session_timeout_s=plan.session_timeout_s,
+        log_root=log_root,
     )
     try:
         outcome = _Run(plan, site).complete()

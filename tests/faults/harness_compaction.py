@@ -21,7 +21,7 @@ class Compaction:
         root: Of the log. It need not be there yet.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str) -> None:
         self.segments = 0
         self._root = root
         self._ending = threading.Event()
@@ -51,7 +51,7 @@ class Compaction:
             self._error = error
 
     def _once(self) -> None:
-        if not self._root.is_dir():
+        if not store_at(self._root).names(""):
             return
         tomorrow = datetime.now(UTC).date() + timedelta(days=1)
         report = compact(store_at(self._root), clock=SystemClock(), today=tomorrow)

@@ -9,7 +9,6 @@ from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.faults.harness_stream import Rows
 
@@ -26,7 +25,7 @@ class Difference:
         return bool(self.lost or self.twice or self.other)
 
 
-def compare(root: Path, topic: str, produced: Rows) -> Difference:
+def compare(root: Path | str, topic: str, produced: Rows) -> Difference:
     """Read the whole log and compare it with what was produced."""
     columns = ("partition", "offset", "index", "sha256")
     rows = [
@@ -43,14 +42,14 @@ def compare(root: Path, topic: str, produced: Rows) -> Difference:
     )
 
 
-def chain_ends(root: Path, topic: str, partitions: int) -> dict[int, int]:
+def chain_ends(root: Path | str, topic: str, partitions: int) -> dict[int, int]:
     """Where each chain ends now; partitions without one are left out."""
-    log = ScoredLog(LocalStore(root), WriterIdentity("harness", "0" * 64, "0" * 64), SystemClock())
+    log = ScoredLog(store_at(root), WriterIdentity("harness", "0" * 64, "0" * 64), SystemClock())
     found = {number: log.end(TopicPartition(topic, number)) for number in range(partitions)}
     return {number: end.offset for number, end in found.items() if end is not None}
 
 
-def check_clean(root: Path) -> dict[int, int]:
+def check_clean(root: Path | str) -> dict[int, int]:
     """Where each chain ends by `verify`; fails where the log has a defect or a declared gap."""
     report = verify(store_at(root), deep=True)
     assert report.clean, report.defects

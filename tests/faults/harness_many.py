@@ -11,9 +11,11 @@ from tests.faults.harness_broker import Broker
 
 
 def run_seeds(
-    seeds: Iterable[int], bootstrap: str, folder: Path, *, parallel: int
+    seeds: Iterable[int], bootstrap: str, folder: Path, *, parallel: int, root: str | None = None
 ) -> Iterator[Outcome]:
     """Run seeds in order, ``parallel`` at a time, and yield what they come to as they end.
+
+    Their logs lie in ``folder``, or below ``root`` in an object store.
 
     Raises:
         RunFailedError: Of the first run that did not end as it should; those beside it end first.
@@ -26,7 +28,10 @@ def run_seeds(
         while True:
             for seed in islice(waiting, len(free)):
                 broker = free.pop()
-                running[pool.submit(run_seed, seed, broker, folder / f"run-{seed}")] = broker
+                name = f"run-{seed}"
+                log_root = None if root is None else f"{root}/{name}"
+                run = pool.submit(run_seed, seed, broker, folder / name, log_root)
+                running[run] = broker
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from nap_stream.dead_letter import KafkaDeadLetters
+from nap_stream.objects import ObjectStore, as_log_error
 from nap_stream.records import (
     ChainPosition,
     FailedImage,
@@ -19,7 +20,7 @@ from nap_stream.scored_log.stores.local import PosixOperations
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 from nap_stream.source.kafka import KafkaSource
-from tests.faults.failpoints import Failpoint, Injector
+from tests.faults.failpoints import FILE_STEPS, Failpoint, Injector
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -56,6 +57,27 @@ class FaultyOperations(PosixOperations):
     def unlink(self, path: Path) -> None:
         step = super().unlink
         self._injector.attempt(Failpoint.TEMPORARY_UNLINKED, lambda: step(path))
+
+
+class FaultyObjects(ObjectStore):
+    """An object store. The steps of a file before it has its name are here those before the PUT."""
+
+    def __init__(self, root: str, injector: Injector) -> None:
+        super().__init__(root)
+        self._injector = injector
+
+    def create(self, path: str, content: bytes) -> bool:
+        self._pass(FILE_STEPS[:3], path)
+        created = super().create(path, content)
+        self._pass(FILE_STEPS[3:], path)
+        return created
+
+    def _pass(self, points: Sequence[Failpoint], path: str) -> None:
+        for point in points:
+            try:
+                self._injector.attempt(point, lambda: None)
+            except OSError as error:
+                raise as_log_error(error, f"{self.root}/{path}") from error
 
 
 class FaultyLog(ScoredLog):

@@ -16,18 +16,19 @@ LOG_TAIL = 6000
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where workers work. ``folder`` holds the log and the workers' files."""
+    """Where workers work. ``folder`` has their files, and the log unless that is ``elsewhere``."""
 
     broker: Broker
     kafka: KafkaSettings
     dead_letter_topic: str
     partitions: int
     folder: Path
+    elsewhere: str | None = None
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Path | str:
         """The log's root."""
-        return self.folder / "log"
+        return self.elsewhere or self.folder / "log"
 
     def worker(
         self, number: int, faults: Sequence[Fault] = (), *, segment_max_age_s: float = 0.1
@@ -84,8 +85,15 @@ class Site:
         return "\n".join(f"--- {file.name}\n{file.read_text()[-LOG_TAIL:]}" for file in files)
 
 
-def new_site(broker: Broker, folder: Path, *, partitions: int, session_timeout_s: float) -> Site:
-    """A site with topics that are new, in a folder that is made."""
+def new_site(
+    broker: Broker,
+    folder: Path,
+    *,
+    partitions: int,
+    session_timeout_s: float,
+    log_root: str | None = None,
+) -> Site:
+    """A site with topics that are new, in a folder that is made; the log there or at its root."""
     folder.mkdir(parents=True)
     kafka, dead_letter_topic = broker.new_topic(partitions, session_timeout_s)
-    return Site(broker, kafka, dead_letter_topic, partitions, folder)
+    return Site(broker, kafka, dead_letter_topic, partitions, folder, log_root)

@@ -41,6 +41,7 @@ from tests.faults.failpoints import Failpoint, Fault, Injector
 from tests.faults.harness_parts import (
     FaultyDeadLetters,
     FaultyLog,
+    FaultyObjects,
     FaultyOperations,
     FaultyReporter,
     FaultySource,
@@ -69,7 +70,7 @@ class WorkerSpec:
 
     kafka: KafkaSettings
     dead_letter_topic: str
-    log_root: Path
+    log_root: Path | str
     name: str
     incarnation: int
     segment_max_age_s: float
@@ -172,7 +173,9 @@ def _row_scorer(loaded: LoadedModel) -> RowScorer:
 
 def _log(spec: WorkerSpec, loaded: LoadedModel, injector: Injector) -> ScoredLog:
     return ScoredLog(
-        LocalStore(spec.log_root, FaultyOperations(injector)),
+        FaultyObjects(spec.log_root, injector)
+        if isinstance(spec.log_root, str)
+        else LocalStore(spec.log_root, FaultyOperations(injector)),
         WriterIdentity(
             f"{spec.name}.{spec.incarnation}@{os.getpid()}", loaded.fingerprint, "1" * 64
         ),

@@ -3,10 +3,12 @@
 import dataclasses
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from random import Random
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
@@ -319,3 +321,49 @@ def test_one_of_two_processes_wins_each_name(s3: FaultProxy, s3_root: str) -> No
     assert {path: store.read(path) for path in paths} == {
         path: writer.encode() for writer, mine in won.items() for path in mine
     }
+
+
+@pytest.mark.seaweed
+def test_each_of_75_races_on_a_real_server_has_one_winner(seaweed_root: str) -> None:
+    writers, names = 8, [f"topic=cars/partition=0/{base:020d}.parquet" for base in range(75)]
+    start = threading.Barrier(writers)
+
+    def write(writer: int) -> list[str]:
+        store = ObjectStore(seaweed_root)
+        won = []
+        for name in names:
+            start.wait(PATIENCE_S)
+            if store.create(name, f"{writer}".encode()):
+                won.append(name)
+        return won
+
+    with ThreadPoolExecutor(writers) as pool:
+        won = list(pool.map(write, range(writers)))
+    assert sorted(name for mine in won for name in mine) == names
+    store = ObjectStore(seaweed_root)
+    assert {name: store.read(name) for name in names} == {
+        name: f"{writer}".encode() for writer, mine in enumerate(won) for name in mine
+    }
+
+
+@pytest.mark.seaweed
+def test_a_real_server_that_throttles_or_hangs_is_borne_within_bounds(
+    seaweed_proxy: FaultProxy,
+) -> None:
+    limits = dataclasses.replace(QUICK, retry_timeout_s=1)
+    store = ObjectStore(f"s3://{BUCKET}/throttled/{uuid4().hex}", limits=limits)
+    seaweed_proxy.fail("PUT", Fault.SLOW_DOWN, Fault.HANG_AFTER, Fault.LOSE_ANSWER)
+    assert store.create(PATH, b"mine")
+    seaweed_proxy.fail("GET", Fault.SLOW_DOWN, Fault.HANG_AFTER)
+    assert store.read(PATH) == b"mine"
+    assert not seaweed_proxy.pending()
+    asked = len(seaweed_proxy.requests)
+    for method in ("PUT", "GET"):
+        seaweed_proxy.fail(method, *[Fault.SLOW_DOWN] * 1_000)
+    for request in (lambda: store.create(f"{PATH}-2", b"mine"), lambda: store.names("")):
+        with pytest.raises(ScoredLogError, match="it answered 503 SlowDown") as caught:
+            request()
+        assert caught.value.retriable
+    assert len(seaweed_proxy.requests) - asked < 200
+    seaweed_proxy.forget()
+    assert store.read(f"{PATH}-2") is None

@@ -126,7 +126,11 @@ FOLDER = "topic=cars/partition=0"
 Stores = Callable[[], SegmentStore]
 
 
-@pytest.fixture(params=["local", "memory", "object"])
+SEAWEED = pytest.param("seaweed", marks=pytest.mark.seaweed)
+"""A real S3 server; "object" is moto's."""
+
+
+@pytest.fixture(params=["local", "memory", "object", SEAWEED])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     """Makes stores that compete for the same root."""
     if request.param == "local":
@@ -134,7 +138,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     if request.param == "memory":
         memory = MemoryStore()
         return lambda: memory
-    root = request.getfixturevalue("s3_root")
+    root = request.getfixturevalue("seaweed_root" if request.param == "seaweed" else "s3_root")
     return lambda: ObjectStore(root)
 
 
@@ -145,7 +149,7 @@ def store(stores: Stores) -> SegmentStore:
     return made
 
 
-@pytest.fixture(params=["local", "memory", "object", "object in ranges"])
+@pytest.fixture(params=["local", "memory", "object", "object in ranges", SEAWEED])
 def opening(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
     """A store whose files are opened; "in ranges" goes for large objects."""
     made: SegmentStore = MemoryStore()
@@ -156,6 +160,9 @@ def opening(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
     elif request.param == "object in ranges":
         limits = RequestLimits(max_whole_bytes=4)
         made = ObjectStore(request.getfixturevalue("s3_root"), limits=limits)
+    elif request.param == "seaweed":
+        limits = RequestLimits(max_whole_bytes=4)
+        made = ObjectStore(request.getfixturevalue("seaweed_root"), limits=limits)
     made.prepare(FOLDER)
     return made
 

@@ -1,6 +1,7 @@
 """Prometheus, its promtool, and Alertmanager, as they are installed."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 
 import pytest
+import yaml
 
 from nap_stream.demo.processes import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 REQUIRE = "NAP_STREAM_REQUIRE_PROMETHEUS"
+RULES = Path(__file__).parents[2] / "deploy/prometheus-rules.yaml"
 PACKAGES = "apt-get install prometheus prometheus-alertmanager"
 
 
@@ -39,6 +42,32 @@ def promtool(*arguments: str | Path) -> str:
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     return said
+
+
+def scrape_config(instance: str, alertmanager: str) -> dict[str, Any]:
+    """Of a Prometheus that asks one monitor each second, and has the rules of deploy/."""
+    address = alertmanager.removeprefix("http://")
+    return {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [address]}]}]},
+        "scrape_configs": [
+            {"job_name": "nap-stream", "static_configs": [{"targets": [instance]}]},
+        ],
+    }
+
+
+def values(prometheus: str, expr: str) -> list[float]:
+    """What a query gives now; not what is no number."""
+    answer = ask(f"{prometheus}/api/v1/query", query=expr)
+    found = [float(sample["value"][1]) for sample in answer["data"]["result"]]
+    return [value for value in found if not math.isnan(value)]
+
+
+def written(file: Path, tree: object) -> Path:
+    """A file of YAML."""
+    file.write_text(yaml.safe_dump(tree))
+    return file
 
 
 @contextmanager

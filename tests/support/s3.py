@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,6 +61,8 @@ class FaultProxy:
     _released: threading.Event = field(default_factory=threading.Event)
     late: list[int] = field(default_factory=list)
     """The server's answers to requests that were held back."""
+    draw: Callable[[str], Fault | None] = lambda _: None
+    """What is to happen to a request with this method for which `fail` has left no word."""
     unconditional: bool = False
     """Whether If-None-Match is left out, as by a server that does not know it."""
 
@@ -96,7 +98,7 @@ class FaultProxy:
                 if wanted == method:
                     del self._faults[index]
                     return fault
-        return None
+            return self.draw(method)
 
     def await_release(self) -> None:
         self._released.wait(PATIENCE_S)
