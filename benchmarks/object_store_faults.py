@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing import forkserver
 from pathlib import Path
 
 from tests.faults.harness import RunFailedError, Totals
@@ -58,7 +59,11 @@ def main() -> int:
         fault_proxy(seaweed.port) as proxy,
         ApacheKafka(resolve_jars(), _made(scratch, "kafka")) as kafka,
     ):
+        # The workers are forked from a server that has the proxy in its environment; who judges
+        # them asks the store itself.
         os.environ.update(environment(proxy.endpoint))
+        forkserver.ensure_running()
+        os.environ.update(environment(seaweed.endpoint))
         proxy.draw = fate
         try:
             for outcome in run_seeds(
