@@ -1,5 +1,6 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer:
+# On a fresh machine with Python 3.11 or newer:
 #   make demo    sets up and shows the monitor at work
+#   make stack   the same with Kafka, Ray nodes, an S3 server, Prometheus and Alertmanager
 #   make test    sets up, checks and tests
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
 # The tests start hundreds of processes. None is to compile what another one has compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast test-slow gpu check setup lock clean
+.PHONY: demo stack test test-fast test-slow gpu check setup lock clean
 
 setup: $(READY)
 
@@ -28,6 +29,10 @@ $(READY): requirements-dev.lock pyproject.toml
 
 demo: setup
 	$(BIN)/nap-stream demo
+
+# A whole stack on this machine, and the demo's stream through it; deploy/stack.py says of what.
+stack: setup
+	$(BIN)/python -m deploy.stack
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -57,4 +62,4 @@ lock: setup
 		--constraint requirements.lock --output-file requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) demo-run stack-run

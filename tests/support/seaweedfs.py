@@ -28,8 +28,8 @@ BUILD = "python -m tests.support.seaweedfs"
 MODULE = "github.com/seaweedfs/seaweedfs"
 VERSION = "v0.0.0-20261109003541-7506e5f91cd6"
 BUILD_S = 3_600.0
-SLOTS = 4
-"""Volumes of 64 MiB that it keeps objects in."""
+SLOTS = 64
+"""Volumes of 64 MiB at most; it makes several at once, and needs some for itself."""
 _GO_MOD = f"""\
 module nap-stream/weed
 
