@@ -8,7 +8,7 @@ Grafana dashboard. Everything ends with it; what it has written stays in its fol
 Without Kafka the demo's own broker stands in for it, without SeaweedFS a folder, and without
 Prometheus no query is asked; without Alertmanager there is nothing to show. Each of these is said.
 
-    python -m deploy.stack [--out stack-run] [--rate 7]
+    python -m deploy.stack [--out stack-run] [--rate 7] [--no-build]
 
 Exit code: 0 the drift's alert arrived in Alertmanager and was resolved, and the log holds what was
 sent; 1 not so, or a part did not start; 130 interrupted.
@@ -107,6 +107,9 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("stack-run"), help="the folder to fill")
     parser.add_argument("--rate", type=float, default=7.0, help="images a second; 800 are sent")
+    parser.add_argument(
+        "--no-build", action="store_true", help="no SeaweedFS where it is not built yet"
+    )
     given = parser.parse_args()
     watch_over_this_process()
     os.environ.update(RAY_ENVIRON)
@@ -115,7 +118,7 @@ def main() -> int:
     display = Display(Console(), SystemClock())
     try:
         with interrupted_by_sigterm():
-            parts = _look(display)
+            parts = _look(display, build=not given.no_build)
             return 0 if parts is not None and _run(given.out, given.rate, parts, display) else 1
     except (NapStreamError, AssertionError, OSError) as error:
         display.step(f"failed: {error}", "bold red")
@@ -125,7 +128,7 @@ def main() -> int:
         return 130
 
 
-def _look(display: Display) -> Parts | None:
+def _look(display: Display, *, build: bool) -> Parts | None:
     """What this machine has of the parts, each said; None where there is no use to begin."""
     jars = weed = None
     try:
@@ -135,7 +138,7 @@ def _look(display: Display) -> Parts | None:
         display.step(f"no Apache Kafka ({error}): the demo's own broker stands in", "yellow")
     try:
         display.step("SeaweedFS: built from its Go module the first time, some 20 minutes")
-        weed = resolve_weed(build=True)
+        weed = resolve_weed(build=build)
     except SeaweedNotThereError as error:
         display.step(f"no S3 server ({error}): log and model lie in a folder", "yellow")
     has_prometheus = shutil.which("prometheus") is not None

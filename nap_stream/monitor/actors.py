@@ -83,8 +83,9 @@ class WorkerActor:
         *,
         coordinator: Any,
         environment: Mapping[str, str],
+        calibration: str | None = None,
     ) -> None:
-        self._environment = environment
+        self._environment, self._calibration = environment, calibration
         self._settings, self._name, self._incarnation = settings, name, incarnation
         (self._num_cpus, self._num_gpus), self._coordinator = share, coordinator
         self._stop = StopRequest(SystemClock())
@@ -109,6 +110,7 @@ class WorkerActor:
                 num_cpus=self._num_cpus,
                 num_gpus=self._num_gpus,
                 reporter=_ActorReporter(self._coordinator),
+                calibration=self._calibration,
                 stop=self._stop,
                 clock=SystemClock(),
             )
@@ -312,6 +314,7 @@ class RayCluster:
     ) -> None:
         self._settings, self.partitions = settings, partitions
         self.may_wait = settings.worker.count == "auto" or settings.worker.autoscaled
+        self._calibration = calibration.fingerprint
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
         self._environment = store_environment(os.environ)
         worker = settings.worker
@@ -388,6 +391,7 @@ class RayCluster:
                 *(self._settings, name, incarnation, share),
                 coordinator=self._coordinator,
                 environment=self._environment,
+                calibration=self._calibration,
             ),
             self._watch,
         )

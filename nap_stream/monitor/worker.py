@@ -13,8 +13,9 @@ from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import Calibration, base_scores_of, require_fingerprint
 from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
-from nap_stream.errors import ModelError
+from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.feed import on_cpu
+from nap_stream.fetched import shown
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import UNKNOWN, Execution, require_execution
 from nap_stream.model.lane import open_lane, share_memory
@@ -50,18 +51,26 @@ def run_worker(
     reporter: Reporter,
     stop: StopRequest,
     clock: Clock,
+    calibration: str | None = None,
 ) -> None:
     """Load the model, join the group, work until told to stop, leave in good order.
 
     ``name`` is stable over restarts and is the static member of the consumer group;
     ``incarnation`` counts the restarts. ``num_cpus`` and ``num_gpus`` are what Ray has given it.
+    ``calibration`` is the fingerprint of what the coordinator judges by; None asks for none.
 
     Raises:
         NapStreamError: What keeps the worker from starting or going on.
     """
     device = choose_device(num_gpus)
     share_memory(num_gpus, device)
-    calibration, loaded, threads = load_calibrated(settings, device, num_cpus)
+    held, loaded, threads = load_calibrated(settings, device, num_cpus)
+    if calibration not in {None, held.fingerprint}:
+        raise FingerprintMismatchError(
+            f"the calibration was changed since the run began, which judges by {calibration}",
+            f"calibration {held.fingerprint} in {shown(settings.calibration)}",
+            "Put the one of before back, or start the run anew",
+        )
     if incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
         check_store(store_at(settings.log.root))
@@ -76,7 +85,7 @@ def run_worker(
             open_line(
                 settings,
                 loaded,
-                calibration,
+                held,
                 threads=threads,
                 open_source=lambda listener: KafkaSource(
                     settings.kafka, listener, instance_id=name, reads=settings.reads

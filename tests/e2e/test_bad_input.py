@@ -182,7 +182,7 @@ class _Nobody:
         raise AssertionError(report)
 
 
-def _work(settings: Settings, num_gpus: float) -> None:
+def _work(settings: Settings, num_gpus: float, calibration: str | None = None) -> None:
     stop = StopRequest(SystemClock())
     stop.make()
     run_worker(
@@ -194,7 +194,16 @@ def _work(settings: Settings, num_gpus: float) -> None:
         reporter=_Nobody(),
         stop=stop,
         clock=SystemClock(),
+        calibration=calibration,
     )
+
+
+def test_a_calibration_that_was_changed_since_the_run_began(
+    calibration: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FingerprintMismatchError, match="changed since the run began") as caught:
+        _work(load_settings(_config(tmp_path, calibration)), 0, "f" * 64)
+    assert str(calibration) in caught.value.where
 
 
 def test_calibration_for_another_model_below_ray(calibration: Path, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""`make stack`: one command, a whole local stack, and the alert in Alertmanager."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.leftovers import marked
+from tests.support.prometheus import program
+from tests.support.waiting import PATIENCE_S, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+PROJECT = Path(__file__).parents[2]
+RATE = 50
+MARK = "NAP_STREAM_TEST_STACK"
+
+
+@contextmanager
+def stack_run(folder: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`make stack` without make, fast; SeaweedFS where it is built already, a folder without it."""
+    command = [sys.executable, "-m", "deploy.stack", f"--out={folder / 'run'}", f"--rate={RATE}"]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--no-build"],
+            cwd=PROJECT,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, MARK: folder.name, **environ},
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_the_alert_of_the_stream_arrives_in_alertmanager_and_ends_there(
+    kafka_jars: Path, tmp_path: Path
+) -> None:
+    assert kafka_jars
+    program("prometheus")
+    program("prometheus-alertmanager", "alertmanager")
+    with stack_run(tmp_path) as process:
+        code = process.wait(PATIENCE_S * 3)
+    said = (tmp_path / "output").read_text()
+    assert code == 0, said[-6000:]
+    assert "in Alertmanager: NapStreamDrift (critical)" in said
+    assert "ok      every query of the dashboard had data" in said
+    assert "ok      the log verifies clean" in said
+    assert not marked(MARK, tmp_path.name)
+
+
+def test_when_it_is_interrupted_nothing_is_left(tmp_path: Path) -> None:
+    program("prometheus-alertmanager", "alertmanager")
+    with stack_run(tmp_path) as process:
+        wait_until(
+            lambda: process.poll() is not None or b"Alertmanager at" in _said(tmp_path),
+            lambda: _said(tmp_path).decode(),
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130, _said(tmp_path).decode()[-3000:]
+        assert b"interrupted; all that was started is gone" in _said(tmp_path)
+        wait_until(lambda: not marked(MARK, tmp_path.name), "the end of all that it started")
+
+
+def test_without_alertmanager_it_says_so_at_once(tmp_path: Path) -> None:
+    with stack_run(tmp_path, PATH=str(tmp_path)) as process:
+        assert process.wait(PATIENCE_S) == 1
+    said = _said(tmp_path).decode()
+    assert "no Apache Kafka (java is not on the path)" in said
+    assert "no Prometheus (apt-get install" in said
+    assert "no Alertmanager" in said
+    assert "Traceback" not in said
+
+
+def _said(folder: Path) -> bytes:
+    return (folder / "output").read_bytes()
