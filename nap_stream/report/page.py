@@ -1,20 +1,12 @@
-"""The page of a report: figures put into HTML.
+"""The page of a report: figures put into HTML."""
 
-The template escapes every value; `_shown` writes out what is not printable before that, so that no
-name can end a line or turn the direction of what follows it.
-"""
-
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from nap_stream.report.charts import Axis, Chart, coarser, ood_chart
+from nap_stream.pages.axis import Axis
+from nap_stream.pages.html import write_page
+from nap_stream.report.charts import Chart, coarser, ood_chart
 from nap_stream.report.comparison import months_of, tables_of, unit_of
 from nap_stream.report.counts import MAX_KEYS, Count, chart_width_ms, quantile
 from nap_stream.report.gather import Figures
@@ -31,7 +23,7 @@ from nap_stream.report.words import (
     promise,
     when,
 )
-from nap_stream.text import bounded, duration, listed, number, percent, plain, printable
+from nap_stream.text import duration
 
 MOST = 200
 """Rows of one table."""
@@ -41,13 +33,8 @@ MOST_ANSWERS = 20
 _STOPPED_AFTER = 10
 """A key has stopped that is silent for so many of its intervals between images."""
 _FILTERS = {
-    "n": number,
-    "pct": percent,
     "when": when,
     "lasting": lasting,
-    "short": bounded,
-    "plain": plain,
-    "listed": listed,
     "interval": interval,
     "about": ABOUT.__getitem__,
     "quantile": quantile,
@@ -72,32 +59,16 @@ _STATUSES = {
 
 def render(figures: Figures) -> str:
     """Write figures as one page of HTML that needs nothing else."""
-    folder = Path(__file__).parent
-    style = Markup((folder / "page.css").read_text(encoding="utf-8"))  # noqa: S704  our own file
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
+    more = {
+        "f": figures,
+        "most": MOST,
+        "most_answers": MOST_ANSWERS,
+        "statuses": _STATUSES,
+        "max_keys": MAX_KEYS,
+    }
+    return write_page(
+        Path(__file__).with_name("page.html.j2"), {**_values(figures), **more}, _FILTERS
     )
-    environment.filters |= _FILTERS
-    page = environment.get_template("page.html.j2").render(
-        **_values(figures),
-        f=figures,
-        style=style,
-        style_hash=f"sha256-{digest}",
-        version=version("nap-stream"),
-        most=MOST,
-        most_answers=MOST_ANSWERS,
-        statuses=_STATUSES,
-        max_keys=MAX_KEYS,
-    )
-    return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
-
-
-def _shown(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _values(f: Figures) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from nap_stream.errors import InputDataError
+from nap_stream.pages.axis import Axis
 from nap_stream.records import TopicPartition
-from nap_stream.report.charts import Axis, coarser, ood_chart
+from nap_stream.report.charts import coarser, ood_chart
 from nap_stream.report.counts import Count
 from nap_stream.report.gather import Asked, Comparison, Figures, Stated, gather
 from nap_stream.report.history import history
