@@ -72,6 +72,7 @@ SERIES = {
     "nap_stream_checkpoint_failures_total",
     "nap_stream_last_checkpoint_timestamp_seconds",
     "nap_stream_signed_checkpoint_failing",
+    "nap_stream_events_lost_total",
     "nap_stream_signed_checkpoint_failures_total",
     "nap_stream_last_signed_checkpoint_timestamp_seconds",
     "nap_stream_build_info",

@@ -21,7 +21,7 @@ from nap_stream.core.blocks import Blocks
 from nap_stream.core.learned_references import LEARN_BLOCKS
 from nap_stream.core.panes import NO_KEY, ClosedPane
 from nap_stream.core.sequential import Onset
-from nap_stream.drift.key_alerts import FiringKey, FiringKeys
+from nap_stream.drift.key_alerts import FiringKeys
 from nap_stream.drift.months import MonthlyShares
 from nap_stream.drift.records import (
     BaselineFacts,
@@ -30,6 +30,7 @@ from nap_stream.drift.records import (
     CalibrationFacts,
     Decision,
     DetectorReading,
+    FiringKey,
     Verdict,
 )
 from nap_stream.errors import ConfigError
@@ -197,9 +198,9 @@ class BlockAlerts:
         return document, self.monitors.arrays() | self._months.arrays() | arrays
 
     @property
-    def keys_firing(self) -> int:
-        """How many keys have a firing alert."""
-        return len(self._firing.by_key)
+    def firing(self) -> Mapping[str, FiringKey]:
+        """The keys that fire."""
+        return self._firing.by_key
 
     @property
     def keys_active(self) -> int:

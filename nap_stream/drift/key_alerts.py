@@ -8,23 +8,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity, step
+from nap_stream.core.alert_state import Change, Detector, Reason, Severity, step
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset, bets_against
-from nap_stream.drift.records import Decision, DetectorReading, Verdict
+from nap_stream.drift.records import Decision, DetectorReading, FiringKey, Verdict
 from nap_stream.records import Acceptance
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import KeySettings
-
-
-class FiringKey(NamedTuple):
-    """A key, its firing alert, and the end of the last pane that had a record of it."""
-
-    key: str
-    alert: Firing
-    seen_ms: int
 
 
 class KeyAlertsState(NamedTuple):

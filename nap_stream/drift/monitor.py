@@ -9,7 +9,7 @@ its partition was taken for idle is counted as late.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from nap_stream.drift.records import (
     DriftAlert,
     DriftSnapshot,
     DriftUpdate,
+    FiringKey,
     UnscoredAlert,
     Verdict,
 )
@@ -69,7 +70,7 @@ _BLOCKS = "blocks."
 class _KeyCounts(NamedTuple):
     known: int
     active: int
-    firing: int
+    firing: Mapping[str, FiringKey]
     forgotten: int
 
 
@@ -247,13 +248,14 @@ class DriftMonitor:
             partition_watermarks_ms=self.partitions.watermarks(),
             keys=keys.known,
             keys_active=keys.active,
-            keys_firing=keys.firing,
+            keys_firing=len(keys.firing),
             keys_forgotten=keys.forgotten,
             window_end_ms=None if window is None else window.end_ms,
             unscored=None if unscored is None else unscored.share,
             unscored_reading=None if unscored is None else unscored.reading,
             unscored_since_ms=None if firing is None else firing.since_ms,
             blocks=None if blocks is None else blocks.snapshot(),
+            firing_keys=tuple(keys.firing.values()),
         )
 
     def _accept(self, known: KnownPartition, accepted: Sequence[SegmentSummary]) -> DriftUpdate:
@@ -370,13 +372,13 @@ class DriftMonitor:
     def _key_counts(self) -> _KeyCounts:
         """How many keys there are, for whatever decides."""
         if self._drift.keys is None:
-            return _KeyCounts(0, 0, 0, 0)
+            return _KeyCounts(0, 0, {}, 0)
         if (blocks := self._blocks) is not None:
             monitors = blocks.monitors
-            counts = len(monitors), blocks.keys_active, blocks.keys_firing, monitors.evicted
+            counts = len(monitors), blocks.keys_active, blocks.firing, monitors.evicted
             return _KeyCounts(*counts)
         assert self._keys is not None
-        of_records, firing = self._keys.monitors, len(self._keys.firing)
+        of_records, firing = self._keys.monitors, self._keys.firing
         return _KeyCounts(len(of_records), of_records.active_count, firing, of_records.evicted)
 
     def _identity(self) -> str:

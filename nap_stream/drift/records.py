@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
-from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
+from nap_stream.core.alert_state import AlertState, Change, Detector, Firing, Severity
 from nap_stream.core.block_readings import BlockReading
 from nap_stream.core.blocks import Blocks
 from nap_stream.core.panes import WindowState
@@ -309,6 +309,14 @@ class DriftUpdate:
         return tuple(sorted((*self.alerts, *self.unscored), key=lambda alert: alert.time_ms))
 
 
+class FiringKey(NamedTuple):
+    """A key, its firing alert, and the end of the last pane that had a record of it."""
+
+    key: str
+    alert: Firing
+    seen_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class DriftSnapshot:
     """The monitor now. ``firing_limit`` is a count, null until the window is full.
@@ -320,8 +328,8 @@ class DriftSnapshot:
     later pane than their event time's, which was closed; ``implausible_timestamps`` in the pane of
     the time when they were read. ``watermark_ms`` is null while nothing is known, and
     ``partition_watermarks_ms`` has the partitions that have brought records. ``keys`` are
-    remembered, ``keys_active`` of them have an active monitor, ``keys_firing`` a firing alert.
-    ``blocks`` is null unless blocks decide.
+    remembered, ``keys_active`` of them have an active monitor, ``keys_firing`` a firing alert:
+    ``firing_keys``. ``blocks`` is null unless blocks decide.
     """
 
     state: AlertState
@@ -345,6 +353,7 @@ class DriftSnapshot:
     unscored_reading: DetectorReading | None = None
     unscored_since_ms: int | None = None
     blocks: BlockSnapshot | None = None
+    firing_keys: tuple[FiringKey, ...] = ()
 
     @property
     def fraction(self) -> float | None:

@@ -15,7 +15,7 @@ from nap_stream.core.alert_state import Firing
 from nap_stream.core.panes import PANE_ARRAYS, PaneBuffer, PaneCounts
 from nap_stream.drift.block_alerts import BlocksDocument
 from nap_stream.drift.evidence import EvidenceState
-from nap_stream.drift.key_alerts import FiringKey
+from nap_stream.drift.records import FiringKey
 from nap_stream.drift.unscored import UnscoredDocument, in_order
 from nap_stream.records import STATUSES, Status
 

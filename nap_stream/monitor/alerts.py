@@ -208,6 +208,7 @@ class AlertDispatcher:
         self._ended_by: BaseException | None = None
         self._patience_s = PATIENCE_S
         self._due_s = clock.monotonic() + CHECKPOINT_EVERY_S
+        self._lost = 0
         self.reasons = Counter[Reason]()
 
     def __len__(self) -> int:
@@ -318,6 +319,8 @@ class AlertDispatcher:
         """Have the chain of events hold alerts before they are sent, if that can be."""
         self._journal.tell(alerts)
         self._journal.write(at_once=last_wait_s is not None, wait_s=last_wait_s)
+        lost, self._lost = self._journal.lost - self._lost, self._journal.lost
+        self._metrics.events_lost.inc(lost)
 
     def _lacking(
         self, decided: Sequence[AlertEvent]

@@ -16,7 +16,8 @@ from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate, UnscoredAlert
-from nap_stream.metrics import Metrics, MetricsServer
+from nap_stream.http_server import MetricsServer
+from nap_stream.metrics import Metrics
 from nap_stream.monitor.alerts import (
     AlertDispatcher,
     CatchUpFilter,
@@ -26,6 +27,7 @@ from nap_stream.monitor.alerts import (
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.gauges import show_drift
 from nap_stream.monitor.journal import Journal
+from nap_stream.monitor.page import LivePage
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.monitor.tables import PartitionTable, WorkerTable, driver_silence
@@ -86,6 +88,7 @@ class Coordinator:
             metrics=self.metrics,
             clock=clock,
         )
+        self._page = LivePage(settings, self.metrics.registry, journal)
         self._signer = LogSigner(checkpoints.store, settings, self.metrics, clock)
         self._server: MetricsServer | None = None
         self._asked_s = clock.monotonic()
@@ -137,6 +140,7 @@ class Coordinator:
             degraded=lambda: self._status().degraded(),
             decides=lambda: self._status().decides,
             probes={"/livez": self.alive, "/readyz": self.ready},
+            page=lambda: self._page.write(self._status(), self.health()),
             node=self._node,
         )
 
@@ -313,9 +317,8 @@ class Coordinator:
         fires at its end is.
         """
         is_restored = self._restore(self._dispatcher.restore())
-        structlog.get_logger().info(
-            "monitor_restored" if is_restored else "monitor_rebuilt_from_log"
-        )
+        how = "monitor_restored" if is_restored else "monitor_rebuilt_from_log"
+        structlog.get_logger().info(how)
         if not is_restored:
             self._begin_at_tail()
         # What was counted before is not counted again.
@@ -486,6 +489,7 @@ class Coordinator:
             self._revision += 1
         size, now_ms = self._settings.drift.window_records, self._clock.now_ms()
         show_drift(self.metrics, before, self._shown, size, now_ms)
+        self._page.note(now_ms, self._shown)
 
     def _look(self, now_s: float) -> None:
         """Look at workers and show the monitor, unless that was done a moment ago."""

@@ -44,15 +44,17 @@ MAX_WAITING = 1_000
 MAX_CAUSES = 10
 READ_BACK = 1_000
 """How many events before the run are read, to write no alert a second time."""
+RECENT = 20
+"""The last alerts, for who looks at the run."""
 
 
 class Journal:
     """Writes events in order; keeps what could not be written, and tries again.
 
     Whatever fails, it raises nothing: ``failure`` says why what waits was not written, ``loss``
-    what the chain lacks for good. An alert that stands in the chain already, from before or by
-    another coordinator, is not written again; two that write at the same moment can write it
-    twice, with one id.
+    what the chain lacks for good, and ``lost`` counts those events. An alert that stands in the
+    chain already, from before or by another coordinator, is not written again; two that write at
+    the same moment can write it twice, with one id.
 
     A thread writes; callers wait for it for `PATIENCE_S` at most. Safe for several
     threads.
@@ -64,13 +66,14 @@ class Journal:
         self.by = writer_id("coordinator")
         self.failure: str | None = None
         self.loss: str | None = None
-        self._lost = 0
+        self.lost = 0
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
         self._ended_by: BaseException | None = None
         self._retry_at_s = clock.monotonic()
         self._guard = threading.Lock()
         self._waiting: deque[tuple[Event, AlertEvent | None]] = deque()
+        self._recent: dict[str, Mapping[str, Any]] = {}
         # These are for the thread that writes.
         self._written: set[str] = set()
         self._next: int | None = None
@@ -84,6 +87,11 @@ class Journal:
         """The alerts that wait to be written: the last ones that were told, in order."""
         with self._guard:
             return tuple(alert for _, alert in self._waiting if alert is not None)
+
+    def recent(self) -> tuple[Mapping[str, Any], ...]:
+        """The last alerts of this monitor, the newest first: CloudEvents, also from before."""
+        with self._guard:
+            return tuple(reversed(self._recent.values()))
 
     def started(
         self, plan: DetectionPlan, calibration: CalibrationFacts, *, by_blocks: bool
@@ -124,6 +132,7 @@ class Journal:
     def tell(self, alerts: Iterable[AlertEvent]) -> None:
         """Take alerts that are about to be sent, in order, for the next `write`."""
         for alert in alerts:
+            self._remember(alert.id, alert.event)
             self._add(EventKind.ALERT, {"event": dict(alert.event)}, alert)
 
     def write(self, *, at_once: bool = False, wait_s: float | None = None) -> None:
@@ -196,9 +205,15 @@ class Journal:
         if dropped is not None:
             self._lose(dropped, f"more than {MAX_WAITING:,} events waited: {self.failure}")
 
+    def _remember(self, name: str, alert: Mapping[str, Any]) -> None:
+        with self._guard:
+            self._recent.setdefault(name, alert)
+            if len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+
     def _lose(self, event: Event, cause: str) -> None:
-        self._lost += 1
-        self.loss = f"{self._lost:,} events are not in the log, and never will be: {cause}"
+        self.lost += 1
+        self.loss = f"{self.lost:,} events are not in the log, and never will be: {cause}"
         structlog.get_logger().error(
             "event_lost", kind=event.kind, alert=alert_id(event) or None, cause=cause
         )
@@ -212,7 +227,13 @@ class Journal:
         # What is damaged is for `verify` to name.
         for event in read_events(self._store, self._next, defects=[]):
             self._next, self._seen = event.number + 1, event.number
-            self._written.add(alert_id(event))
+            if (name := alert_id(event)) and self._is_our_alert(event):
+                self._remember(name, event.data["event"])
+            self._written.add(name)
+
+    def _is_our_alert(self, event: Event) -> bool:
+        ours = self._settings.kafka.topic, one_line(self._settings.alerts.monitor)
+        return event.kind == EventKind.ALERT and (event.topic, event.monitor) == ours
 
     def _write(self, event: Event, alert: AlertEvent | None) -> None:
         if alert is not None and alert.id in self._written:
@@ -223,6 +244,7 @@ class Journal:
             self._lose(event, str(error))
         else:
             if number <= self._seen:
+                self.lost += self._seen + 1 - number
                 self.loss = f"event {self._seen} was in the log and is gone: now {number} is next"
                 structlog.get_logger().error("events_removed", cause=self.loss)
                 self._next = number + 1

@@ -1,6 +1,6 @@
 """The page of a report: figures put into HTML."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ MOST_ANSWERS = 20
 """To one alert."""
 _STOPPED_AFTER = 10
 """A key has stopped that is silent for so many of its intervals between images."""
-_FILTERS = {
+_FILTERS: Mapping[str, Callable[..., Any]] = {
     "when": when,
     "lasting": lasting,
     "interval": interval,

@@ -105,11 +105,13 @@ class DriverSettings(Section):
 
 
 class MetricsSettings(Section):
-    """The one scrape target of the job: /metrics, /healthz, /livez and /readyz."""
+    """The one scrape target of the job: /metrics, /healthz, /livez and /readyz, and a page at /."""
 
     host: str = "127.0.0.1"
     """0.0.0.0 lets other machines scrape it."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 9_464
     """0 takes a free port."""
+    page: bool = True
+    """Whether / shows how the run is. It names keys and alerts, to whoever reaches the port."""
     discovery_file: AnyPath | None = None
     """Where the driver tells Prometheus (`file_sd_configs`) on which node the coordinator is."""

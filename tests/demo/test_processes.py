@@ -17,8 +17,9 @@ from nap_stream.demo.processes import (
     running_monitor,
 )
 from nap_stream.errors import ConfigError, WorkerError
+from nap_stream.http_server import MetricsServer
 from nap_stream.kafka.client import connect
-from nap_stream.metrics import Metrics, MetricsServer
+from nap_stream.metrics import Metrics
 from nap_stream.records import Status, TopicPartition
 from nap_stream.settings.run import MetricsSettings
 from nap_stream.settings.schema import KafkaSettings

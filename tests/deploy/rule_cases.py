@@ -266,6 +266,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "NapStreamGap": _GAP,
     "NapStreamAlertRefused": _grew_too(REFUSED, sink="kafka"),
+    "NapStreamEventsLost": _grew_too("events_lost_total"),
     "NapStreamEvidenceNotKept": _grew_too(FAILED, outcome="failed"),
     "NapStreamCheckpointFailing": [
         fires("again and again", 40, {"checkpoint_failures_total": "0+2x60"}),

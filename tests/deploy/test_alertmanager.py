@@ -11,7 +11,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import SystemClock
-from nap_stream.metrics import Metrics, MetricsServer
+from nap_stream.http_server import MetricsServer
+from nap_stream.metrics import Metrics
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from nap_stream.settings.run import MetricsSettings
 from tests.alert.test_alertmanager import drift

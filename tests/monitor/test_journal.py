@@ -302,6 +302,19 @@ def test_an_event_that_none_can_be_is_lost_aloud_and_holds_nothing_up() -> None:
     assert journal.loss is not None
     assert journal.loss.startswith("1 events are not in the log, and never will be: ")
     assert "not a valid event" in journal.loss
+    assert journal.lost == 1
+
+
+def test_what_is_lost_is_counted_in_the_metrics() -> None:
+    store, sink = MemoryStore(), FlakySink()
+    odd: dict[str, Any] = {"id": "1", "type": "t", "data": float("nan")}
+    with running(store, sink, ManualClock(NOW_MS)) as coordinator:
+        coordinator._journal.tell([AlertEvent("m", odd)])
+        for _ in range(2):
+            coordinator.tick()
+        value = coordinator.metrics.registry.get_sample_value("nap_stream_events_lost_total")
+        assert value == 1
+        assert any("never will be" in each for each in coordinator.status().degraded())
 
 
 class Hanging(MemoryStore):

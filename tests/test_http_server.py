@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from nap_stream.errors import ConfigError
-from nap_stream.metrics import MetricsServer
+from nap_stream.http_server import MetricsServer
 from nap_stream.settings.run import MetricsSettings
 from tests.support.waiting import PATIENCE_S
 
