@@ -23,6 +23,7 @@ from nap_stream.drift.block_alerts import block_watch
 from nap_stream.errors import NapStreamError
 from nap_stream.fetched import is_address
 from nap_stream.kafka.client import connect, create_topics, endings, topics_missing, topics_read
+from nap_stream.kafka.tokens import login_words
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import (
     Execution,
@@ -275,7 +276,9 @@ def _ray_gpus(settings: Settings | None, has: Mapping[str, float]) -> str:
 def _broker(settings: Settings) -> Finding:
     certificates = connect(settings.kafka)
     servers = ", ".join(settings.kafka.bootstrap_servers)
-    detail = "; ".join((f"{servers} answers", *map(str, certificates)))
+    login = login_words(settings.kafka)
+    logged_in = (f"logged in by {login}",) if login else ()
+    detail = "; ".join((f"{servers} answers", *logged_in, *map(str, certificates)))
     ending = endings(certificates, datetime.now(UTC))
     return Finding("broker", Outcome.OK, detail, warnings=ending)
 

@@ -20,11 +20,11 @@ from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import (
     BrokerError,
     BrokerUnavailableError,
-    ConfigError,
     NapStreamError,
     TopicNotFoundError,
 )
 from nap_stream.kafka.handshake import Certificate, greet
+from nap_stream.kafka.tokens import secret_of, tokens
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.settings.topics import TopicSelection
@@ -88,7 +88,7 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
         return BrokerError(
             f"the broker refused the credentials: {detail}",
             where,
-            "Check the credentials (kafka.sasl_… settings), and that the user may log in",
+            _who(settings),
         )
     if isinstance(error, _UNREACHABLE) or error.retriable:
         # A broker that refuses credentials hangs up, and kafka-python may miss why.
@@ -99,6 +99,14 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
             f"Check kafka.bootstrap_servers, the network{credentials}, and that the broker runs",
         )
     return BrokerError(detail, where)
+
+
+def _who(settings: KafkaSettings) -> str:
+    if settings.sasl_mechanism == "OAUTHBEARER":
+        return "Check that the broker trusts the token's issuer, its audience and scope, and clocks"
+    if settings.sasl_mechanism == "AWS_MSK_IAM":
+        return "Check kafka.aws_region, the clock, and that IAM allows kafka-cluster:Connect"
+    return "Check the credentials (kafka.sasl_… settings), and that the user may log in"
 
 
 def _grant(error: errors.AuthorizationError, settings: KafkaSettings) -> str:
@@ -185,7 +193,8 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     With SASL, kafka-python no longer logs at DEBUG what goes over the wire: it would show it.
 
     Raises:
-        ConfigError: The password file cannot be read.
+        ConfigError: A secret cannot be read.
+        BrokerError: There is no token to log in with.
     """
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.bootstrap_servers),
@@ -197,9 +206,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     if settings.security_protocol.startswith("SASL"):
         for name in _WIRE_LOGGERS:
             logging.getLogger(name).addFilter(_above_debug)
-        options["sasl_mechanism"] = settings.sasl_mechanism
-        options["sasl_plain_username"] = settings.sasl_username
-        options["sasl_plain_password"] = _Secret(_password(settings))
+        options |= _login(settings)
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         path = getattr(settings, name)
         if path is not None:
@@ -422,15 +429,18 @@ def described(admin: Any, settings: KafkaSettings, names: Sequence[str]) -> Iter
             raise as_broker_error(problem(), settings, f"describing topic {topic['name']}")
 
 
-def _password(settings: KafkaSettings) -> str:
+def _login(settings: KafkaSettings) -> dict[str, Any]:
+    """How to log in. Asks for the first token here, where errors reach whoever waits."""
+    if (provider := tokens(settings)) is not None:
+        provider.current()
+        # Amazon's signer makes tokens for this mechanism.
+        return {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
     if settings.sasl_password is not None:
-        return settings.sasl_password.get_secret_value()
-    path = settings.sasl_password_file
-    if path is None:
-        raise ConfigError("there is no password", "kafka.sasl_password_file")
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "the password cannot be read", f"kafka.sasl_password_file {path}"
-        ) from error
+        password = settings.sasl_password.get_secret_value()
+    else:
+        password = secret_of(settings.sasl_password_file, "kafka.sasl_password_file")
+    return {
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": _Secret(password),
+    }

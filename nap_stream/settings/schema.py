@@ -30,6 +30,7 @@ from nap_stream.settings.evidence import EvidenceSettings, apart
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
+from nap_stream.settings.oauth import OAuthSettings
 from nap_stream.settings.run import DriverSettings, MetricsSettings, WorkerSettings
 from nap_stream.settings.topics import TopicSelection
 from nap_stream.settings.values import (
@@ -57,6 +58,7 @@ _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean"
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 CompileMode = Literal["off", "default", "max-autotune"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"]
 OutputKind = Literal["logits", "probabilities", "log_probabilities", "sigmoid"]
 
 
@@ -90,12 +92,17 @@ class KafkaSettings(Section):
     connect_timeout_s: PositiveSeconds = 30.0
     """How long to wait for a broker at start before giving up."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_mechanism: SaslMechanism | None = None
+    """AWS_MSK_IAM needs SASL_SSL, `aws_region`, the extra msk and the usual AWS credentials."""
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
     """Only from NAP_STREAM__KAFKA__SASL_PASSWORD or `sasl_password_file`."""
     sasl_password_file: SecretFile | None = None
     """A file that holds the password, such as a mounted secret."""
+    oauth: OAuthSettings | None = None
+    """For OAUTHBEARER."""
+    aws_region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,50}$")] | None = None
+    """Of the cluster, for AWS_MSK_IAM."""
     ssl_cafile: ExistingPath | None = None
     ssl_certfile: ExistingPath | None = None
     ssl_keyfile: SecretFile | None = None
@@ -146,9 +153,16 @@ class KafkaSettings(Section):
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
-        password = self.sasl_password or self.sasl_password_file
-        is_whole = self.sasl_mechanism and self.sasl_username and password
-        if self.security_protocol.startswith("SASL") and not is_whole:
+        mechanism, password = self.sasl_mechanism, self.sasl_password or self.sasl_password_file
+        if not self.security_protocol.startswith("SASL"):
+            return self
+        if mechanism == "OAUTHBEARER":
+            if self.oauth is None:
+                raise ValueError("OAUTHBEARER needs oauth: token_endpoint, client_id and a secret")
+        elif mechanism == "AWS_MSK_IAM":
+            if self.security_protocol != "SASL_SSL" or self.aws_region is None:
+                raise ValueError("AWS_MSK_IAM needs security_protocol SASL_SSL, and aws_region")
+        elif not (mechanism and self.sasl_username and password):
             raise ValueError(
                 f"{self.security_protocol} needs sasl_mechanism, sasl_username and a password "
                 "(NAP_STREAM__KAFKA__SASL_PASSWORD or sasl_password_file)"

@@ -1,0 +1,294 @@
+"""Tokens for OAUTHBEARER: by client credentials, or signed for Amazon MSK.
+
+kafka-python asks for a token when it connects, and again before a broker ends the session
+(KIP-368), in the thread that all its connections share. So a token is kept until most of its
+time is over, and one that is still good bridges an endpoint that does not answer.
+"""
+
+import base64
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus, urlencode
+
+import structlog
+import urllib3
+from kafka import errors
+from kafka.net.sasl.oauth import AbstractTokenProvider
+from urllib3.exceptions import HTTPError, SSLError
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError, NapStreamError
+from nap_stream.settings.oauth import OAuthSettings
+from nap_stream.settings.schema import KafkaSettings
+from nap_stream.text import bounded, duration, moment, plain, printable, rfc3339
+
+_GOOD_SHARE = 0.8
+"""Of a token's time; brokers ask again after 85 % of it."""
+_MOST_BYTES = 2**20
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+"""RFC 6750, 2.1. Anything else could add fields to what the broker is sent."""
+_REFUSED = {400, 401, 403}
+_BUSY = 429
+_AWS_LOGGERS = ("botocore.auth", "botocore.credentials")
+"""They log at DEBUG what makes a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token, since when it is had and when it ends, in milliseconds since the epoch.
+
+    ``ends_ms`` is null where nobody tells. The text is not shown.
+    """
+
+    text: str
+    had_ms: int
+    ends_ms: int | None
+
+    def __repr__(self) -> str:
+        return f"Token({self.words})"
+
+    @property
+    def words(self) -> str:
+        """When it ends."""
+        if self.ends_ms is None:
+            return "with no known end"
+        left = duration(self.ends_ms - self.had_ms)
+        return f"valid until {moment(rfc3339(self.ends_ms))}, {left} from when it was had"
+
+    def is_fresh(self, now_ms: int) -> bool:
+        """Whether it need not be renewed yet."""
+        if self.ends_ms is None:
+            return False
+        return self.had_ms <= now_ms < self.had_ms + _GOOD_SHARE * (self.ends_ms - self.had_ms)
+
+    def is_good(self, now_ms: int) -> bool:
+        """Whether it has not ended."""
+        return self.ends_ms is not None and now_ms < self.ends_ms
+
+
+class Tokens(AbstractTokenProvider):  # type: ignore[misc]  # no types
+    """Gives kafka-python a token that is good; renews it before it ends. Safe for threads.
+
+    ``fetch`` gets a new one, at the time in milliseconds since the epoch.
+    """
+
+    def __init__(self, fetch: Callable[[int], Token], clock: Clock | None = None) -> None:
+        super().__init__()
+        self._fetch, self._clock = fetch, clock or SystemClock()
+        self._lock = threading.Lock()
+        self._kept: Token | None = None
+
+    def current(self) -> Token:
+        """Give the token that is kept, or a new one.
+
+        Raises:
+            BrokerUnavailableError: The endpoint does not answer, and no token is good.
+            BrokerError: It refuses, or what it gives is no token.
+            ConfigError: A secret cannot be read, or a library is missing.
+        """
+        with self._lock:
+            now_ms = self._clock.now_ms()
+            kept = self._kept
+            if kept is not None and kept.is_fresh(now_ms):
+                return kept
+            try:
+                self._kept = self._fetch(now_ms)
+            except NapStreamError as error:
+                if kept is None or not kept.is_good(now_ms):
+                    raise
+                structlog.get_logger().warning("token_not_renewed", token=kept, cause=str(error))
+            assert self._kept is not None
+            return self._kept
+
+    def token(self) -> str:
+        """Give it to kafka-python, whose errors say whether another attempt makes sense."""
+        try:
+            return self.current().text
+        except BrokerUnavailableError as error:
+            raise errors.KafkaConnectionError(str(error)) from error
+        except NapStreamError as error:
+            raise errors.SaslAuthenticationFailedError(str(error)) from error
+
+
+def tokens(settings: KafkaSettings, clock: Clock | None = None) -> Tokens | None:
+    """What gives tokens for the mechanism of the settings; None for one that needs none."""
+    if settings.sasl_mechanism == "AWS_MSK_IAM":
+        return Tokens(lambda now_ms: _signed(settings, now_ms), clock)
+    if settings.sasl_mechanism != "OAUTHBEARER" or (oauth := settings.oauth) is None:
+        return None
+    return Tokens(lambda now_ms: _granted(oauth, now_ms), clock)
+
+
+def login_words(settings: KafkaSettings) -> str:
+    """Say how the program logs in, and until when its token is good; empty where it does not.
+
+    Raises:
+        BrokerError: There is no token.
+        ConfigError: A secret cannot be read, or a library is missing.
+    """
+    if not settings.security_protocol.startswith("SASL"):
+        return ""
+    provider = tokens(settings)
+    if provider is None:
+        return f"{settings.sasl_mechanism} as {settings.sasl_username}"
+    token = provider.current()
+    if settings.oauth is None:
+        return f"AWS_MSK_IAM in {settings.aws_region}, with a signed token {token.words}"
+    return f"OAUTHBEARER as {settings.oauth.client_id}, with a token {token.words}"
+
+
+def secret_of(file: Path | None, key: str) -> str:
+    """The secret that a file holds.
+
+    Raises:
+        ConfigError: It cannot be read, or holds none. Neither the file nor the secret is shown.
+    """
+    if file is None:
+        raise ConfigError("there is no file with the secret", key)
+    try:
+        found = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError("the secret cannot be read", key, "Check the file") from None
+    if not found:
+        raise ConfigError("the file with the secret is empty", key)
+    return found
+
+
+def _granted(oauth: OAuthSettings, now_ms: int) -> Token:
+    """Ask the endpoint for a token."""
+    if oauth.client_secret is not None:
+        secret = oauth.client_secret.get_secret_value()
+    else:
+        secret = secret_of(oauth.client_secret_file, "kafka.oauth.client_secret_file")
+    status, body = _ask(oauth, secret)
+    try:
+        tree = json.loads(body)
+    except (ValueError, RecursionError):
+        tree = None
+    tree = tree if isinstance(tree, Mapping) else {}
+    if status != 200:  # noqa: PLR2004 - HTTP
+        raise _refusal(oauth, secret, status, tree)
+    text, kind = tree.get("access_token"), str(tree.get("token_type", "bearer"))
+    if not isinstance(text, str) or not _TOKEN.fullmatch(text) or kind.lower() != "bearer":
+        raise _error(oauth, "answers without a bearer token", "Is it the token endpoint?")
+    token = Token(text, now_ms, _end_of(text, tree.get("expires_in"), now_ms))
+    if token.ends_ms is not None and token.ends_ms <= now_ms:
+        ended = moment(rfc3339(token.ends_ms))
+        raise _error(
+            oauth,
+            f"gives a token that has ended already, at {ended}",
+            f"Check the clocks: here it is {moment(rfc3339(now_ms))}",
+        )
+    return token
+
+
+def _ask(oauth: OAuthSettings, secret: str) -> tuple[int, bytes]:
+    user = f"{quote_plus(oauth.client_id)}:{quote_plus(secret)}"
+    form = {"grant_type": "client_credentials"} | ({"scope": oauth.scope} if oauth.scope else {})
+    try:
+        with urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=oauth.timeout_s, read=oauth.timeout_s),
+            ca_certs=None if oauth.ca_file is None else str(oauth.ca_file),
+            cert_reqs="CERT_REQUIRED",
+        ) as pool:
+            answer = pool.request(
+                "POST",
+                oauth.token_endpoint,
+                body=urlencode(form),
+                headers={
+                    "Authorization": f"Basic {base64.b64encode(user.encode()).decode()}",
+                    "Content-Type": "application/x-www-form-urlencoded",
+                    "Accept": "application/json",
+                },
+                redirect=False,
+                retries=False,
+                preload_content=False,
+            )
+            body = answer.read(_MOST_BYTES + 1, decode_content=False)
+            if len(body) > _MOST_BYTES:
+                raise _error(oauth, "answers with more than 1 MiB", "Is it the token endpoint?")
+            return answer.status, body
+    except SSLError as error:
+        raise _error(
+            oauth, f"has no TLS that is trusted ({plain(str(error))})", "Check kafka.oauth.ca_file"
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise _away(oauth, f"does not answer ({type(error).__name__})") from None
+
+
+def _refusal(
+    oauth: OAuthSettings, secret: str, status: int, tree: Mapping[str, Any]
+) -> BrokerError:
+    said = [str(tree[name]) for name in ("error", "error_description") if name in tree]
+    words = bounded(printable(": ".join(said)))
+    words = f"HTTP {status}" + (f", {words}" if words and secret not in ": ".join(said) else "")
+    if status in _REFUSED:
+        return _error(
+            oauth,
+            f"refuses client {oauth.client_id} ({words})",
+            "Check kafka.oauth.client_id, its secret and the scope",
+        )
+    if status == _BUSY or status >= 500:  # noqa: PLR2004 - HTTP
+        return _away(oauth, f"answers {words}")
+    return _error(oauth, f"answers {words}", "Is it the token endpoint?")
+
+
+def _error(oauth: OAuthSettings, problem: str, action: str) -> BrokerError:
+    where = f"kafka.oauth.token_endpoint {oauth.token_endpoint}"
+    return BrokerError(f"the token endpoint {problem}", where, action)
+
+
+def _away(oauth: OAuthSettings, problem: str) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        f"the token endpoint {problem}",
+        f"kafka.oauth.token_endpoint {oauth.token_endpoint}",
+        "Check the address, the network, and that the endpoint runs",
+    )
+
+
+def _end_of(text: str, expires_in: object, now_ms: int) -> int | None:
+    """When a token ends: as the endpoint says, or, of a JWT, as that does."""
+    if isinstance(expires_in, str) and expires_in.isascii() and expires_in.isdigit():
+        expires_in = int(expires_in[:12])
+    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool):
+        # From here on by this machine's clock, whatever the endpoint's says.
+        return now_ms + int(max(-1e9, min(1e9, expires_in)) * 1000)
+    parts = text.split(".")
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return int(float(claims["exp"]) * 1000)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
+        return None
+
+
+def _signed(settings: KafkaSettings, now_ms: int) -> Token:
+    """Sign a token for Amazon MSK with the AWS credentials of this machine."""
+    where = "kafka.sasl_mechanism AWS_MSK_IAM"
+    try:
+        from aws_msk_iam_sasl_signer import MSKAuthTokenProvider  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigError(
+            "aws-msk-iam-sasl-signer-python is not installed",
+            where,
+            "Install it: pip install 'nap-stream[msk]'",
+        ) from error
+    for name in _AWS_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        text, ends_ms = MSKAuthTokenProvider.generate_auth_token(settings.aws_region)
+    except Exception as error:  # noqa: BLE001 - of botocore, which knows many
+        # Without its text and cause, which may hold what was read.
+        raise ConfigError(
+            f"no token can be signed ({type(error).__name__}): there are no AWS credentials, or "
+            "none that can be used",
+            where,
+            "Give this machine a role, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+        ) from None
+    return Token(text, now_ms, ends_ms)
