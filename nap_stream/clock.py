@@ -10,6 +10,9 @@ from typing import Protocol
 Progress = Callable[[int, int | None], None]
 """Told how much is done, and how much there is in all, None where that is not known."""
 
+Timed = tuple[str, float, float]
+"""What was done, from when to when, in seconds of the monotonic clock."""
+
 
 class Clock(Protocol):
     """Wall time for what is recorded, monotonic time for what is measured."""

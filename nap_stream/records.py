@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from nap_stream.clock import Timed
     from nap_stream.core.panes import ImageCounts, PaneCounts
 
 SHA256_HEX_DIGITS = 64
@@ -257,7 +258,7 @@ class ScoredRows:
 
     ``epoch`` is the assignment under which the messages were read: rows of an earlier one are
     dropped. ``rows`` have the columns of `nap_stream.scored_log.format.ROWS`, in Kafka order.
-    ``failed`` are the images that go to the dead-letter topic, ``files`` as in `DecodedRows`.
+    ``failed`` go to the dead-letter topic, ``files`` are as in `DecodedRows`, ``steps`` are traced.
     """
 
     partition: TopicPartition
@@ -266,6 +267,7 @@ class ScoredRows:
     rows: "pa.RecordBatch"
     failed: tuple[FailedImage, ...]
     files: tuple[bytes | None, ...] = ()
+    steps: "tuple[Timed, ...]" = ()
 
     @property
     def scored(self) -> int:
@@ -371,7 +373,7 @@ class SegmentSummary:
     ``flagged_classes`` are ordered. ``implausible_timestamps``
     counts records whose event time cannot be true: they count at the time when they were read.
     ``max_event_time_ms``, of all rows and bounded in the same way, is null for a segment without
-    rows. ``gap`` says why a segment without rows was published.
+    rows. ``gap`` says why a segment without rows was published; ``trace`` is of the segment.
     """
 
     partition: TopicPartition
@@ -387,6 +389,7 @@ class SegmentSummary:
     examples: tuple[Example, ...] = ()
     implausible_timestamps: int = 0
     gap: str | None = None
+    trace: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.base_offset < self.end_offset:

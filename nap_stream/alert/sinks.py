@@ -15,6 +15,7 @@ from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertRefusedError
 from nap_stream.metrics import Metrics
 from nap_stream.settings.schema import Settings
+from nap_stream.tracing import Tracing
 
 BACKOFF_INITIAL_S = 1.0
 BACKOFF_MAX_S = 30.0
@@ -240,6 +241,24 @@ class AlertOutbox:
 
     def _answered(self) -> None:
         self.failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
+
+
+class TracedSink:
+    """A sink whose deliveries are traced."""
+
+    def __init__(self, sink: AlertSink, tracing: Tracing) -> None:
+        self._sink, self._tracing = sink, tracing
+        self.delivered, self.close = sink.delivered, sink.close
+
+    @property
+    def name(self) -> str:
+        """As `AlertSink.name`."""
+        return self._sink.name
+
+    def publish(self, alert: AlertEvent) -> None:
+        """As `AlertSink.publish`."""
+        with self._tracing.alert(alert.event, self.name):
+            self._sink.publish(alert)
 
 
 class Outboxes:

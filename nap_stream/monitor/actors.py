@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nap_stream.alert.sinks import open_sinks
+from nap_stream.alert.sinks import TracedSink, open_sinks
 from nap_stream.clock import Deadline, StopRequest, SystemClock
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
@@ -47,6 +47,7 @@ from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import LogEnds, LogSummaries
 from nap_stream.settings.run import cpus_a_worker
 from nap_stream.settings.schema import Settings
+from nap_stream.tracing import OFF, open_tracing
 
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
@@ -148,6 +149,7 @@ class CoordinatorActor:
         self._settings, self._calibration, self._since = settings, calibration, since
         self._lock = threading.Lock()
         self._opened: Coordinator | None = None
+        self._tracing = OFF
 
     @ray.method(concurrency_group="tick")
     def claims(self) -> Claims:
@@ -164,7 +166,10 @@ class CoordinatorActor:
     @ray.method(concurrency_group="line")
     def submit(self, summary: SegmentSummary) -> None:
         """Take a summary."""
-        self._coordinator().submit(summary)
+        coordinator = self._coordinator()
+        self._tracing.remember(summary)
+        with self._tracing.span("decide", summary.trace):
+            coordinator.submit(summary)
 
     @ray.method(concurrency_group="line")
     def report(self, report: WorkerReport) -> None:
@@ -191,6 +196,7 @@ class CoordinatorActor:
         coordinator.stopped(reason, deadline.remaining_s())
         status = coordinator.status()
         coordinator.close()
+        self._tracing.close()
         return status
 
     def _coordinator(self) -> Coordinator:
@@ -211,10 +217,11 @@ class CoordinatorActor:
         settings, clock = self._settings, SystemClock()
         store = store_at(settings.log.root)
         require_root(store)
+        self._tracing = open_tracing(settings, "coordinator", clock)
         coordinator = Coordinator(
             settings,
             self._calibration,
-            open_sinks(settings, clock),
+            [TracedSink(sink, self._tracing) for sink in open_sinks(settings, clock)],
             summaries=LogSummaries(store, settings, self._calibration.fingerprint),
             checkpoints=CheckpointStore(store, settings.alerts.monitor, settings.kafka.topic),
             journal=Journal(store, settings, clock),

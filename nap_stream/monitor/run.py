@@ -35,6 +35,7 @@ from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
+from nap_stream.tracing import require_library
 
 WRITE_AGAIN_S = 10.0
 """How long a discovery file that could not be written is left alone."""
@@ -65,6 +66,7 @@ def run_monitor(
     )
     log = ScoredLog(store_at(settings.log.root), writer, SystemClock())
     begin_chains(log, offsets, settings.kafka.start)
+    require_library(settings)
     partitions = PartitionCount(len(offsets), lambda: _count_partitions(settings))
     with (
         closing(partitions),

@@ -36,6 +36,7 @@ from nap_stream.settings.run import WorkerSettings
 from nap_stream.settings.schema import PreprocessingSettings, Settings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
+from nap_stream.tracing import OFF, Tracing, open_tracing
 
 WORKER_SHARE = 0.6
 """Of the driver's shutdown deadline, so that a worker ends before the driver's patience does."""
@@ -81,6 +82,8 @@ def run_worker(
             max_payload_bytes=settings.kafka.max_fetch_bytes,
         )
         stack.callback(dead_letters.close)
+        tracing = open_tracing(settings, f"{name}.{incarnation}", clock)
+        stack.callback(tracing.close)
         line = stack.enter_context(
             open_line(
                 settings,
@@ -95,6 +98,7 @@ def run_worker(
                 counters=WorkerCounters(name, incarnation),
                 writer_id=writer_id(f"{name}.{incarnation}"),
                 clock=clock,
+                tracing=tracing,
             )
         )
         # What is there by now stays. Python's collector would look through all of it again and
@@ -183,6 +187,7 @@ def open_line(
     counters: WorkerCounters,
     writer_id: str,
     clock: Clock,
+    tracing: Tracing = OFF,
 ) -> Iterator[WorkerLine]:
     """A worker's line and its threads, which end with the block.
 
@@ -248,6 +253,7 @@ def open_line(
         max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
         clock=clock,
         observe=counters.observe,
+        traced=tracing.is_on,
     )
     evidence = None
     if settings.evidence.root is not None:
@@ -273,6 +279,7 @@ def open_line(
             resume_from=settings.kafka.resume_from,
             reading_waits_for=lambda: reader.waiting_for if reader else None,
             evidence=evidence,
+            tracing=tracing,
         )
     finally:
         if evidence is not None:

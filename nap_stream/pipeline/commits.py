@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
 import structlog
 
-from nap_stream.clock import Clock, Deadline
+from nap_stream.clock import Clock, Deadline, Timed
 from nap_stream.dead_letter import DeadLetters
 from nap_stream.errors import BrokerError, LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.pipeline.partition import (
@@ -41,6 +41,7 @@ from nap_stream.records import (
 from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.scored_log.format import ROWS
 from nap_stream.scored_log.segment import event_time_range
+from nap_stream.tracing import OFF, Tracing
 
 SCORED_LOG = "the scored log"
 DEAD_LETTERS = "the dead-letter topic"
@@ -80,6 +81,7 @@ class _Durable:
     segment: PublishedSegment
     rows: pa.Table
     gap: str | None = None
+    steps: tuple[Timed, ...] = ()
 
 
 class WorkerCounters:
@@ -184,8 +186,9 @@ class Publisher:
         *,
         counters: WorkerCounters,
         clock: Clock,
+        tracing: Tracing = OFF,
     ) -> None:
-        self._log, self._dead_letters = log, dead_letters
+        self._log, self._dead_letters, self._tracing = log, dead_letters, tracing
         self._reporter, self._summarise = reporter, summarise
         self._counters, self._clock = counters, clock
 
@@ -232,13 +235,14 @@ class Publisher:
                 durable.append(self._publish(partition))
             except (SegmentConflictError, Unavailable) as cause:
                 unpublished.append(Unpublished(partition, cause))
+        began = self._clock.monotonic()
         lost = {one.partition.name for one in unpublished if not isinstance(one.cause, Unavailable)}
         self.commit(
             [one for one in partitions if one.name not in lost],
             commit,
             fresh=frozenset(one.partition.name for one in durable),
         )
-        self._submit(durable)
+        self._submit(durable, ("commit", began, self._clock.monotonic()))
         return unpublished
 
     def commit(
@@ -354,6 +358,7 @@ class Publisher:
     def _send_dead_letters(self, partition: Partition, timeout_s: float) -> None:
         if not partition.failed:
             return
+        began = self._clock.monotonic()
         with self._counters.timed("dead_letters", self._clock):
             try:
                 for image in partition.failed:
@@ -363,12 +368,14 @@ class Publisher:
                 raise Unavailable(DEAD_LETTERS, error) from error
         self._counters.dead_letters += len(partition.failed)
         partition.delivered()
+        partition.steps.append(("dead_letters", began, self._clock.monotonic()))
 
     def _publish(self, partition: Partition) -> _Durable:
-        rows = partition.rows
+        rows, began = partition.rows, self._clock.monotonic()
         with _mendable_log(), self._counters.timed("publish", self._clock):
             segment = self._log.publish(partition.name, partition.position, partition.end, rows)
-        return self._published(partition, segment, rows)
+        steps = (*partition.steps, ("publish", began, self._clock.monotonic()))
+        return replace(self._published(partition, segment, rows), steps=steps)
 
     def _published(
         self,
@@ -381,14 +388,19 @@ class Publisher:
         partition.pending = segment.position.offset
         return _Durable(partition, segment, rows, gap)
 
-    def _submit(self, durable: Iterable[_Durable]) -> None:
+    def _submit(self, durable: Iterable[_Durable], *more: Timed) -> None:
         for one in durable:
             self._counters.segments_published += 1
             self._counters.work_done += 1
             self._counters.rows += one.rows.num_rows
             if one.rows.num_rows:
                 one.partition.newest_ms = event_time_range(one.rows)[1]
-            self._reporter.submit(self._summarise(one.segment, one.rows, one.gap))
+            summary = self._summarise(one.segment, one.rows, one.gap)
+            if self._tracing.is_on:
+                trace = self._tracing.segment(summary, (*one.steps, *more))
+                summary = replace(summary, trace=trace)
+            with self._tracing.span("submit", summary.trace):
+                self._reporter.submit(summary)
 
     def _declare_gap(self, partition: Partition, end: int, reason: str) -> list[_Durable]:
         """Declare a gap up to ``end``, unless another writer has done so."""

@@ -22,6 +22,7 @@ from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.run import WorkerSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener, Source
+from nap_stream.tracing import OFF, Tracing
 
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
@@ -61,13 +62,17 @@ class WorkerLine:
         resume_from: ResumeFrom = "log",
         reading_waits_for: Callable[[], str | None] = lambda: None,
         evidence: EvidenceKeeper | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
         self._evidence = evidence
         self._stage, self._reporter = stage, reporter
         self._log_settings, self._worker = log_settings, worker_settings
         self._clock, self._counters, self._resume_from = clock, counters, resume_from
         self._publisher = Publisher(
-            log, dead_letters, reporter, summarise, counters=counters, clock=clock
+            *(log, dead_letters, reporter, summarise),
+            counters=counters,
+            clock=clock,
+            tracing=tracing,
         )
         self._waiting, self._reading_waits_for = Waiting(clock), reading_waits_for
         self._partitions: dict[TopicPartition, Partition] = {}
@@ -156,6 +161,7 @@ class WorkerLine:
     def _poll(self) -> None:
         """Hand what the source brings to the scoring stage."""
         room = self._worker.max_in_hand_images - self._stage.in_flight()[0]
+        began = self._clock.monotonic()
         with self._counters.timed("poll", self._clock):
             timeout_s = 0.0 if self._paused else POLL_S
             fetched = self._source.poll(timeout_s, max(1, room))
@@ -166,7 +172,7 @@ class WorkerLine:
             partition = self._partitions.get(part.partition)
             if partition is None:
                 continue
-            self._stage.submit(part, partition.epoch)
+            self._stage.submit(part, partition.epoch, began)
             if not part.messages:
                 partition.skipped_to = part.end
         if self._paused:

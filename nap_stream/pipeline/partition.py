@@ -5,6 +5,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from nap_stream.clock import Timed
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
 from nap_stream.records import (
     ChainPosition,
@@ -43,6 +44,7 @@ class Partition:
         opened_at: When the next segment got its first offset, monotonic seconds.
         pending: The offset that is to be committed; None where it is committed.
         newest_ms: The newest event time of the last segment with rows; None before the first.
+        steps: What was done for the next segment, and when, where that is traced.
     """
 
     name: TopicPartition
@@ -58,6 +60,7 @@ class Partition:
     opened_at: float | None = None
     pending: int | None = None
     newest_ms: int | None = None
+    steps: list[Timed] = field(default_factory=list)
 
     def place(self, epoch: int, position: ChainPosition) -> None:
         """Read it from another position on; what is not published is dropped."""
@@ -81,6 +84,7 @@ class Partition:
         self.payload_bytes += payload_bytes
         self.size_bytes += payload_bytes + scored.rows.nbytes
         self.end = scored.end
+        self.steps.extend(scored.steps)
 
     def skip(self, now: float) -> None:
         """Move on to ``skipped_to``: nothing of the partition is in flight any more."""
@@ -109,7 +113,7 @@ class Partition:
         """Begin the next segment, after the one that has just become durable."""
         self.position = position
         self.end = position.offset
-        self.batches, self.failed, self.row_count = [], [], 0
+        self.batches, self.failed, self.row_count, self.steps = [], [], 0, []
         self.size_bytes = self.payload_bytes = 0
         self.opened_at = None
 

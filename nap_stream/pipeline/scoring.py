@@ -13,7 +13,7 @@ from itertools import chain
 
 import pyarrow as pa
 
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Timed
 from nap_stream.records import (
     TIME_PARTS,
     DecodedRows,
@@ -54,6 +54,8 @@ class _Parcel:
     size_bytes: int
     number: int
     images: int
+    polled: Timed
+    decoded: Timed | None = None
     decoding: Future[list[DecodedRows]] = field(default_factory=Future)
 
 
@@ -121,6 +123,7 @@ class ScoringStage:
     ``max_decoded_bytes`` of them, until `take` has given them, those of further images are
     dropped. A thread decodes ``parcel_messages`` one after the other, a power of two: one where to
     decode is to wait. ``observe`` receives ("decode" | "score" | "batch", seconds).
+    Where it is ``traced``, rows say when that was.
     """
 
     def __init__(
@@ -136,8 +139,9 @@ class ScoringStage:
         observe: Observe,
         max_decoded_bytes: int = MAX_DECODED_BYTES,
         parcel_messages: int = PARCEL_MESSAGES,
+        traced: bool = False,
     ) -> None:
-        self._decode, self._parcel_messages = decode, parcel_messages
+        self._decode, self._parcel_messages, self._traced = decode, parcel_messages, traced
         self._batch_size, self._linger_s = batch_size, linger_s
         self._max_decoded_images, self._max_decoded_bytes = max_decoded_images, max_decoded_bytes
         self._clock, self._observe = clock, observe
@@ -166,8 +170,10 @@ class ScoringStage:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, fetched: Fetched, epoch: int) -> None:
-        """Take messages in flight; returns at once."""
+    def submit(self, fetched: Fetched, epoch: int, polled_s: float | None = None) -> None:
+        """Take messages in flight, for which was polled since ``polled_s``; returns at once."""
+        now = self._clock.monotonic()
+        polled = ("poll", now if polled_s is None else polled_s, now)
         for messages in _parcels(fetched.messages, self._parcel_messages):
             is_last = messages[-1] is fetched.messages[-1]
             end = fetched.end if is_last else messages[-1].offset + 1
@@ -177,7 +183,7 @@ class ScoringStage:
                 self._in_flight[name] = self._in_flight.get(name, 0) + 1
                 self._images += images
                 self._bytes += size
-            parcel = _Parcel(name, messages, epoch, end, size, self._numbers, images)
+            parcel = _Parcel(name, messages, epoch, end, size, self._numbers, images, polled)
             self._numbers += 1
             parcel.decoding = self._pool.submit(self._decode_when_due, parcel)
             self._submitted.put(parcel)
@@ -247,7 +253,7 @@ class ScoringStage:
 
     def _decode_when_due(self, parcel: _Parcel) -> list[DecodedRows]:
         """Decode, but not far ahead of scoring: a batch message can hold a thousand images."""
-        decoded, spent_s = [], 0.0
+        decoded, spent_s, began = [], 0.0, self._clock.monotonic()
         for message in parcel.messages:
             with self._changed:
                 self._changed.wait_for(
@@ -277,6 +283,7 @@ class ScoringStage:
         # Once a parcel: each observation goes to the coordinator.
         self._observe("decode", spent_s)
         parcel.messages = ()
+        parcel.decoded = ("decode", began, self._clock.monotonic())
         return decoded
 
     def _with_room_for_files(self, rows: DecodedRows) -> DecodedRows:
@@ -316,7 +323,7 @@ class ScoringStage:
         self._observe("score", ended - started)
         with self._lock:
             self._times.add("model", ended - started)
-        self._hand_on(number, parcels, rows)
+        self._hand_on(number, parcels, rows, ("score", started, ended))
         self._observe("batch", self._clock.monotonic() - first_at)
 
     def _wait_for_those_before(self) -> None:
@@ -369,9 +376,13 @@ class ScoringStage:
         except queue.Empty:
             return None
 
-    def _hand_on(self, number: int, parcels: list[_Parcel], rows: pa.RecordBatch) -> None:
+    def _hand_on(
+        self, number: int, parcels: list[_Parcel], rows: pa.RecordBatch, step: Timed
+    ) -> None:
         """Give `take` the rows of a batch as soon as those before it are there."""
         scored = list(_by_partition(parcels, rows))
+        if self._traced:
+            scored = [replace(each, steps=_steps(parcels, each, step)) for each in scored]
         for parcel in parcels:
             # Its pixels are needed no more.
             parcel.decoding = Future()
@@ -420,6 +431,14 @@ def _by_partition(parcels: Sequence[_Parcel], rows: pa.RecordBatch) -> Iterator[
         files = tuple(chain.from_iterable(each.files for each in decoded))
         failed = tuple(image for each in decoded for image in each.failed)
         yield ScoredRows(partition, epoch, own[-1].end, part, failed, files)
+
+
+def _steps(parcels: Sequence[_Parcel], rows: ScoredRows, step: Timed) -> tuple[Timed, ...]:
+    """When those messages were polled and decoded, and their batch was scored."""
+    own = [each for each in parcels if each.partition == rows.partition]
+    decoded = [each.decoded for each in own if each.decoded is not None]
+    begin, end = min(each[1] for each in decoded), max(each[2] for each in decoded)
+    return (*dict.fromkeys(each.polled for each in own), ("decode", begin, end), step)
 
 
 def _rows_of(own_rows: Sequence[range], rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -4,7 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nap_stream.settings.values import AnyPath, Positive, PositiveSeconds, Section
+from nap_stream.settings.values import (
+    AnyPath,
+    ExistingPath,
+    HttpAddress,
+    Positive,
+    PositiveSeconds,
+    SecretFile,
+    Section,
+)
 
 MAX_CPU_SHARE = 8
 """CPUs that a worker takes by itself at most: one process makes good use of no more."""
@@ -102,6 +110,19 @@ class DriverSettings(Section):
     """How long a worker may take to be placed, to load its model and to join the group."""
     shutdown_deadline_s: PositiveSeconds = 30.0
     """One deadline for the whole shutdown."""
+
+
+class TracingSettings(Section):
+    """Traces by OpenTelemetry, a trace a segment. They need the extra traces."""
+
+    endpoint: HttpAddress
+    """Of OTLP over HTTP, such as http://collector:4318/v1/traces."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of segments that are traced, with what comes of them."""
+    bearer_token_file: SecretFile | None = None
+    """A file that holds a token for the Authorization header, such as a mounted secret."""
+    ca_file: ExistingPath | None = None
+    """Certificates to trust for the endpoint, instead of the system's."""
 
 
 class MetricsSettings(Section):

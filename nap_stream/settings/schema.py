@@ -31,7 +31,7 @@ from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.oauth import OAuthSettings
-from nap_stream.settings.run import DriverSettings, MetricsSettings, WorkerSettings
+from nap_stream.settings.run import DriverSettings, MetricsSettings, TracingSettings, WorkerSettings
 from nap_stream.settings.topics import TopicSelection
 from nap_stream.settings.values import (
     MASKED,
@@ -444,6 +444,7 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings | None = None
 
     @property
     def written(self) -> tuple[str, ...]:

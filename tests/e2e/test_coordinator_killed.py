@@ -17,6 +17,7 @@ from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, listener_pid, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
+from tests.support.otlp import SpanReceiver
 from tests.support.topics import read_to_end
 from tests.support.waiting import wait_until
 
@@ -30,12 +31,34 @@ WINDOW = 200
 def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
-    """Once while all is well, and once when it has just sent that it is not."""
+    """Once while all is well, and once when it has just sent that it is not. All is traced."""
+    traces = SpanReceiver()
+    with traces.listening():
+        _run_and_kill(apache_kafka, calibration, ray_head, tmp_path, traces)
+    spans = traces.spans()
+    alerts = [span for span in spans if span.name == "alert"]
+    assert alerts
+    told = [{s.name: s for s in spans if s.trace == alert.trace} for alert in alerts]
+    for steps in told:
+        assert {"segment", "poll", "decode", "score", "publish", "submit", "decide"} <= set(steps)
+        assert steps["decide"].service == steps["alert"].service == "coordinator"
+        assert steps["segment"].service.startswith("worker-")
+        assert {s.parent for n, s in steps.items() if n != "segment"} == {steps["segment"].span}
+
+
+def _run_and_kill(
+    apache_kafka: ApacheKafka,
+    calibration: Path,
+    ray_head: RayHead,
+    tmp_path: Path,
+    traces: SpanReceiver,
+) -> None:
     monitor = new_monitor(
         apache_kafka.bootstrap,
         tmp_path / "monitor",
         calibration,
         drift={"window_records": WINDOW},
+        tracing={"endpoint": traces.url},
         metrics={"port": free_port(), "discovery_file": str(tmp_path / "targets" / "nap.json")},
     )
     before, later = write_images(tmp_path / "before", BEFORE), tmp_path / "later"

@@ -97,6 +97,7 @@ def stage(
     lanes: int = 1,
     decode_threads: int = 2,
     parcel_messages: int = PARCEL_MESSAGES,
+    traced: bool = False,
 ) -> Iterator[ScoringStage]:
     made = ScoringStage(
         decoder,
@@ -109,6 +110,7 @@ def stage(
         max_decoded_bytes=max_decoded_bytes,
         clock=SystemClock(),
         observe=lambda _stage, _seconds: None,
+        traced=traced,
     )
     try:
         yield made
