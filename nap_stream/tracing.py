@@ -150,6 +150,8 @@ class OtlpTracing(Tracing):
         """As `Tracing.segment`."""
         if not steps:
             return None
+        # One poll brings several batches.
+        steps = tuple(dict.fromkeys(steps))
         # From the monotonic clock to the time of day, as both are now.
         shift_ns = self._clock.now_ms() * 1_000_000 - self._ns(self._clock.monotonic())
         begin = min(start for _, start, _ in steps)

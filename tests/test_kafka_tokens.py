@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
+from nap_stream.doctor import _broker
 from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError
 from nap_stream.kafka.client import (
     client_options,
@@ -38,6 +39,7 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.certificates import Authority
 from tests.support.http_receiver import Answer, HttpReceiver
+from tests.support.summaries import settings as settings_of
 from tests.support.waiting import PATIENCE_S
 
 SECRET = "s3cr&t with=signs"
@@ -354,9 +356,11 @@ def test_a_broker_takes_the_token_and_doctor_says_until_when(
     with caplog.at_level(logging.DEBUG), capture_logs() as logs:
         (certificate,) = connect(broker.settings())
         said = login_words(broker.settings())
+        found = _broker(settings_of(kafka=broker.settings().model_dump()))
     assert certificate.subject == "CN=broker"
     assert said.startswith("OAUTHBEARER as nap, with a token valid until 20")
     assert said.endswith("1 h from when it was had")
+    assert "answers; logged in by OAUTHBEARER as nap, with a token valid until 20" in found.detail
     written = caplog.text + str(logs)
     assert SECRET not in written
     assert "eyJ" not in written, "no token is logged"
