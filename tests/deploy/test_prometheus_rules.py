@@ -14,7 +14,7 @@ from tests.support.prometheus import promtool
 PROJECT = Path(__file__).parents[2]
 RULES = PROJECT / "deploy/prometheus-rules.yaml"
 RUNBOOK = PROJECT / "docs/alerts.md"
-OPERATION = PROJECT / "docs/operation.md"
+OPERATION = PROJECT / "docs/operating.md"
 TARGET_LABELS = {"instance", "job"}
 """Put on every series by the scrape."""
 SELECTOR = re.compile(r"\b(nap_stream_\w+|up)\b(?:\{([^}]*)\})?")
