@@ -14,7 +14,7 @@ from tests.support.prometheus import promtool
 PROJECT = Path(__file__).parents[2]
 RULES = PROJECT / "deploy/prometheus-rules.yaml"
 RUNBOOK = PROJECT / "docs/alerts.md"
-OPERATION = PROJECT / "docs/operating.md"
+OPERATING = PROJECT / "docs/operating.md"
 TARGET_LABELS = {"instance", "job"}
 """Put on every series by the scrape."""
 SELECTOR = re.compile(r"\b(nap_stream_\w+|up)\b(?:\{([^}]*)\})?")
@@ -110,7 +110,8 @@ def test_promtool_takes_the_rules() -> None:
 
 
 def test_promtool_takes_the_example_of_the_documentation(tmp_path: Path) -> None:
-    example = re.findall(r"```yaml\n(.*?)```", OPERATION.read_text(), re.DOTALL)[-1]
+    blocks = re.findall(r"```yaml\n(.*?)```", OPERATING.read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "scrape_configs" in block]
     (tmp_path / RULES.name).write_text(RULES.read_text())
     config = tmp_path / "prometheus.yml"
     config.write_text(example)

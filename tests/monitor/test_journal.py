@@ -232,6 +232,11 @@ def test_no_secret_comes_into_an_event() -> None:
             "sasl_mechanism": "PLAIN",
             "sasl_username": "monitor",
             "sasl_password": "hush-1",
+            "oauth": {
+                "token_endpoint": "https://idp.example/token",
+                "client_id": "monitor",
+                "client_secret": "hush-13",
+            },
         },
         alerts={"webhook": {"url": "https://hooks.example/services/hush-2?token=hush-3"}},
         model={
@@ -249,10 +254,12 @@ def test_no_secret_comes_into_an_event() -> None:
     )
     # Whoever adds one adds it here.
     assert set(secret_fields(Settings)) == {
-        *("kafka.sasl_password", "messages.registry.password", "log.keys.secret")
+        "kafka.oauth.client_secret",
+        *("kafka.sasl_password", "messages.registry.password", "log.keys.secret"),
     }
     assert chosen.log.keys.secret is not None
     assert chosen.kafka.sasl_password is not None
+    assert chosen.kafka.oauth is not None
     assert chosen.messages.registry is not None
     assert chosen.messages.registry.password is not None
     store = MemoryStore()
