@@ -19,8 +19,8 @@ from nap_stream.cli.options import (
     log_store,
     progress_bar,
     span_ms,
+    tell_pruned,
 )
-from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.settings.load import load_alert_settings, load_settings
 

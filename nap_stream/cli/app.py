@@ -17,15 +17,15 @@ from nap_stream.cli.demo import demo, produce
 from nap_stream.cli.evaluate import evaluate
 from nap_stream.cli.events import ack, history
 from nap_stream.cli.init import init
-from nap_stream.cli.log import compact, verify
+from nap_stream.cli.log import compact, prune
 from nap_stream.cli.plan import plan
 from nap_stream.cli.proof import checkpoint, checkpoint_key, verify_export
-from nap_stream.cli.prune import prune
 from nap_stream.cli.query import query, sql
 from nap_stream.cli.rebaseline import rebaseline
 from nap_stream.cli.report import report
 from nap_stream.cli.run import doctor, run
 from nap_stream.cli.show import erase, show
+from nap_stream.cli.verify import verify
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.process import configure_logging
 from nap_stream.text import printable

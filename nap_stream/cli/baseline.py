@@ -22,8 +22,8 @@ from nap_stream.cli.options import (
     require_can_make,
     show_warnings,
     span_ms,
+    tell_pruned,
 )
-from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.text import bounded, duration, json_text, listed, percent, printable

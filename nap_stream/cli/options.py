@@ -7,7 +7,7 @@ quick.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,6 +162,27 @@ def hashes_of(
     if own and hidden.secret:
         typer.echo("keys are looked for in clear, and as hashes by the secret", err=True)
     return tuple((value, hidden.hashed(value)) for value in own if hidden.secret)
+
+
+def tell_pruned(
+    store: "SegmentStore",
+    topic: str | None = None,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    *,
+    chains: Container[int] = (),
+    offsets: tuple[int, int] | None = None,
+) -> None:
+    """Say on stderr what was pruned of what is asked for, before an error that it may explain.
+
+    ``chains`` are numbers of partitions, none for all; ``offsets`` the first and the last.
+    """
+    from nap_stream.scored_log.read import partitions
+    from nap_stream.scored_log.seals import told_pruned
+
+    own = [p for p in partitions(store, topic) if not chains or p.partition in chains]
+    for words in told_pruned(store, own, since_ms, until_ms, offsets):
+        typer.echo(printable(f"pruned  {words}"), err=True)
 
 
 def evidence_store(evidence: str | None, settings: "Settings | None") -> "SegmentStore | None":

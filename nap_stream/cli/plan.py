@@ -14,8 +14,8 @@ from nap_stream.cli.options import (
     progress_bars,
     show_warnings,
     span_ms,
+    tell_pruned,
 )
-from nap_stream.cli.prune import tell_pruned
 from nap_stream.errors import ConfigError
 from nap_stream.settings.drift import MAX_WINDOW_RECORDS
 from nap_stream.text import json_text

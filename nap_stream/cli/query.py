@@ -20,8 +20,8 @@ from nap_stream.cli.options import (
     hashes_of,
     log_store,
     span_ms,
+    tell_pruned,
 )
-from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ChainBrokenError, ConfigError
 from nap_stream.records import Status

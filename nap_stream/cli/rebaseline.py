@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from nap_stream.cli.options import log_store, progress_bar, show_warnings, time_ms
-from nap_stream.cli.prune import tell_pruned
+from nap_stream.cli.options import log_store, progress_bar, show_warnings, tell_pruned, time_ms
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_settings

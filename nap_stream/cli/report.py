@@ -110,7 +110,6 @@ def report(
     """
     from nap_stream.report.gather import Asked, gather
     from nap_stream.report.page import render
-    from nap_stream.report.pictures import kept_in
     from nap_stream.scored_log.proof.checkpoint import read_checkpoints
     from nap_stream.scored_log.proof.note import read_public_keys
 
@@ -143,7 +142,11 @@ def report(
     keys = () if checkpoints is None else read_public_keys(checkpoints, "--checkpoints")
     signed = read_checkpoints(store, keys, ()) if keys else None
     kept = evidence_store(evidence, settings)
-    pictures = None if kept is None else kept_in(kept, settings)
+    pictures = None
+    if kept is not None:
+        from nap_stream.report.pictures import kept_in
+
+        pictures = kept_in(kept, settings)
     with progress_bars() as new_bar:
         figures = gather(
             store,

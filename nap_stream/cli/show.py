@@ -23,8 +23,8 @@ from nap_stream.cli.options import (
     log_store,
     pairs,
     show_warnings,
+    tell_pruned,
 )
-from nap_stream.cli.prune import tell_pruned
 from nap_stream.cli.query import key_of, sha256_of
 from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
@@ -96,8 +96,6 @@ def show(
       nap-stream show 3f2a90c1d2e4 --config monitor.yaml --out example.png
     """
     from nap_stream import show as of_row
-    from nap_stream.model.load import LoadedModel, choose_device
-    from nap_stream.monitor.worker import load_calibrated
     from nap_stream.scored_log.output import plain_value
 
     if config is None and (rescore or nap_map is not None):
@@ -126,15 +124,7 @@ def show(
     notes += [f"rows about it cannot be read: {error}" for error in unread]
     if settings is not None and folder and image.data and (rescore or nap_map is not None):
         chosen = settings.model_copy(update={"calibration": folder})
-        device = choose_device(settings.worker.num_gpus or 0)
-        held, loaded, _ = load_calibrated(chosen, device, settings.worker.torch_threads)
-        if not isinstance(loaded, LoadedModel):
-            raise ConfigError("the model runs elsewhere, and cannot be run here", str(config))
-        if nap_map is not None:
-            publish(nap_map, _png(of_row.nap_picture(image.data, loaded, settings.limits)))
-        if rescore:
-            again = of_row.rescore(row, image.data, settings.limits, loaded, held)
-            shown["rescored"] = again
+        shown["rescored"] = _again(row, image.data, chosen, nap_map, rescored=rescore)
     console = Console(highlight=False)
     in_colours = console.color_system is not None and output_format == "text"
     pixels = None
@@ -148,6 +138,23 @@ def show(
         _print(console, shown, pixels if in_colours else None)
     if image.data is None and (rescore or out is not None or nap_map is not None):
         sys.exit(EXIT_GONE)
+
+
+def _again(
+    row: "Row", data: bytes, settings: "Settings", nap_map: Path | None, *, rescored: bool
+) -> "list[Row] | None":
+    """What the model makes of an image now, written to a file and compared as is asked for."""
+    from nap_stream.model.load import LoadedModel, choose_device
+    from nap_stream.monitor.worker import load_calibrated
+    from nap_stream.show_again import nap_picture, rescore
+
+    device = choose_device(settings.worker.num_gpus or 0)
+    held, loaded, _ = load_calibrated(settings, device, settings.worker.torch_threads)
+    if not isinstance(loaded, LoadedModel):
+        raise ConfigError("the model runs elsewhere, and cannot be run here", "--config")
+    if nap_map is not None:
+        publish(nap_map, _png(nap_picture(data, loaded, settings.limits)))
+    return rescore(row, data, settings.limits, loaded, held) if rescored else None
 
 
 def erase(
@@ -223,18 +230,19 @@ def erase(
 
 def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, list[str]]":
     """The calibration in a folder, if a row was judged by it; else what is to be said of that."""
-    from nap_stream.calibration.artifact import load_calibration
-
     problem = "none is given"
-    try:
-        held = None if folder is None else load_calibration(folder)
-    except CalibrationError as error:
-        held, problem = None, str(error)
-    if held is not None:
-        if held.fingerprint == row["calibration_fingerprint"]:
-            return held, []
-        was = row["calibration_fingerprint"]
-        problem = f"{folder} is {held.fingerprint}, and this row was judged by {was}"
+    if folder is not None:
+        from nap_stream.calibration.artifact import load_calibration
+
+        try:
+            held = load_calibration(folder)
+        except CalibrationError as error:
+            problem = str(error)
+        else:
+            if held.fingerprint == row["calibration_fingerprint"]:
+                return held, []
+            was = row["calibration_fingerprint"]
+            problem = f"{folder} is {held.fingerprint}, and this row was judged by {was}"
     return None, [f"scores are not set against a calibration: {problem}"]
 
 
@@ -251,7 +259,7 @@ def _pixels(
     data: bytes, settings: "Settings | None", notes: list[str] | None
 ) -> "NDArray[np.uint8] | None":
     """The picture; where it cannot be decoded, ``notes`` says so, or it is raised."""
-    from nap_stream.show import pixels_of
+    from nap_stream.show_again import pixels_of
 
     try:
         return pixels_of(data, settings)

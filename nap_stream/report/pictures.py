@@ -16,7 +16,7 @@ from nap_stream.report.gather import Pictures
 from nap_stream.scored_log.evidence import evidence_path, find_evidence
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.schema import LimitSettings, Settings
-from nap_stream.show import pixels_of
+from nap_stream.show_again import pixels_of
 
 SIDE = 160
 """Pixels of the longer side."""

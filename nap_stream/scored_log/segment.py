@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError
@@ -208,14 +207,11 @@ class SegmentFile:
                 raise pa.ArrowInvalid("its columns are not those of the log")
             yield from divide(self.parts(), file.iter_batches(_BATCH_ROWS), schema)
 
-    def batches(
-        self, columns: Sequence[str], *, start: int = 0, expression: Any | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], *, start: int = 0) -> Iterator[pa.RecordBatch]:
         """Rows at or after an offset, in order, without the row groups that cannot have any.
 
         ``columns`` are names of `SCHEMA`, at least one, each once; those that the file's version
-        lacks are null. ``expression`` is an Arrow expression that rows must meet, None for all; it
-        looks at columns that every version has.
+        lacks are null.
 
         Yields:
             Non-empty batches with those columns.
@@ -224,36 +220,36 @@ class SegmentFile:
             ChainBrokenError: The rows cannot be read.
         """
         stored = SCHEMAS[self.footer.schema_version]
+        is_cut = start > self.footer.base_offset
         # How many rows there are shows only in columns that are stored.
-        names = [name for name in columns if name in stored.names] or ["offset"]
+        names = [name for name in columns if name in stored.names]
+        if is_cut or not names:
+            names = list(dict.fromkeys([*names, "offset"]))
         schema = pa.schema([stored.field(name) for name in names])
         wanted = pa.schema([SCHEMA.field(name) for name in columns])
-        if start > self.footer.base_offset:
-            later = pc.field("offset") >= start
-            expression = later if expression is None else later & expression
-        with typed_errors(self.path):
-            found = self._all(schema) if expression is None else self._chosen(schema, expression)
-            yield from (_with_nulls(batch, wanted) for batch in found if batch.num_rows)
+        with (
+            typed_errors(self.path),
+            pq.ParquetFile(self.source, metadata=self.metadata) as file,
+        ):
+            groups = range(file.num_row_groups)
+            for batch in file.iter_batches(
+                _BATCH_ROWS,
+                row_groups=[g for g in groups if not is_cut or self._reaches(g, start)],
+                columns=names,
+                use_threads=self.is_large,
+            ):
+                rows = _with_schema(batch, schema)
+                if is_cut:
+                    rows = rows.filter(pc.greater_equal(rows.column("offset"), start))
+                if rows.num_rows:
+                    yield _with_columns(rows, wanted)
 
-    def _all(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(self.source, metadata=self.metadata) as file:
-            batches = file.iter_batches(
-                _BATCH_ROWS, columns=schema.names, use_threads=self.is_large
-            )
-            for batch in batches:
-                yield _with_schema(batch, schema)
-
-    def _chosen(self, schema: pa.Schema, expression: Any) -> Iterator[pa.RecordBatch]:
-        fragment = ds.ParquetFileFormat().make_fragment(self.source)
-        batches = fragment.to_batches(
-            schema=SCHEMAS[self.footer.schema_version],
-            columns=schema.names,
-            filter=expression,
-            batch_size=_BATCH_ROWS,
-            use_threads=self.is_large,
-        )
-        for batch in batches:
-            yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+    def _reaches(self, group: int, start: int) -> bool:
+        """Whether a row group can have an offset so great, as far as its statistics tell."""
+        columns = self.metadata.row_group(group)
+        place = self.metadata.schema.names.index("offset")
+        ends = columns.column(place).statistics
+        return ends is None or not ends.has_min_max or bool(ends.max >= start)
 
     @property
     def is_large(self) -> bool:
@@ -334,7 +330,7 @@ def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _with_nulls(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def _with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The columns of a schema, null where an earlier version of the log does not have them."""
     if batch.schema.names == schema.names:
         return batch

@@ -12,6 +12,7 @@ from nap_stream import contents
 from nap_stream.clock import ManualClock
 from nap_stream.contents import _Topic, compare_contents
 from nap_stream.errors import BrokerUnavailableError
+from nap_stream.kafka import offsets as kafka_offsets
 from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.format import seal_path
@@ -106,12 +107,22 @@ def test_a_topic_that_cannot_be_read_leaves_what_was_verified(
     )
     assert ended.exit_code == 1
     assert "the rest was not compared: " in ended.out
-    assert ended.out.endswith("clean, but contents were not all compared\n")
+    assert ended.out.endswith("clean, but not compared with all that the broker has\n")
     told = json.loads(report.read_text(encoding="utf-8"))
     assert (told["defects"], "nobody answers" in told["broker"]["contents"]["problem"]) == (
         [],
         True,
     )
+
+    # It answered when it was asked for what is committed, and is away once the log is read.
+    monkeypatch.setattr(kafka_offsets, "topic_offsets", fails)
+    ended = nap("verify", "--config", made.config, "--against-broker", "--report", report)
+    assert ended.exit_code == 1
+    assert "broker  not compared: " in ended.out
+    assert ended.out.endswith("clean, but not compared with all that the broker has\n")
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert (told["counts"]["rows"], told["broker"]["partitions"]) == (len(made.rows), [])
+    assert "nobody answers" in told["broker"]["problem"]
 
 
 def test_what_was_pruned_is_counted_and_not_called_missing(embedded: str, tmp_path: Path) -> None:

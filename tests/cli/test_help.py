@@ -1,9 +1,12 @@
-"""Help must be quick, so that it loads nothing that takes long to import."""
+"""Help must be quick: it loads nothing that takes long to import. Who asks the log, no torch."""
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.cli.test_commands import COMMANDS
+from tests.scored_log.builders import chain, origin, scored
 
 HEAVY = ("torch", "ray", "pyarrow", "scipy", "kafka")
 # All in one process, which starts once: what any help loads is told with the command that did.
@@ -29,3 +32,38 @@ def test_help_loads_nothing_heavy() -> None:
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("Usage:") == 1 + len(COMMANDS)
+
+
+ASKED = (
+    "query",
+    "query --by day,class",
+    "sql 'select count(*) from records'",
+    "show cars/0/0 --format json",
+    "verify --deep",
+    "history",
+    "report --out {out}",
+    "compact --dry-run",
+    "prune --before 2026-01-02T00:00Z --by A --reason B --dry-run",
+)
+
+
+def test_a_log_is_asked_without_torch(tmp_path: Path) -> None:
+    chain(tmp_path / "log", [(2, [scored(origin(0)), scored(origin(1))])])
+    asked = [shlex.split(each.format(out=tmp_path / "report.html")) for each in ASKED]
+    program = f"""
+import sys
+from nap_stream.cli import main
+
+for words in {asked}:
+    sys.argv = ["nap-stream", *words, "--log", {str(tmp_path / "log")!r}]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, (words, ended.code)
+    assert not {{"torch", "ray", "kafka"}} & set(sys.modules), words
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 0, ended.stderr

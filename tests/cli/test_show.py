@@ -40,7 +40,8 @@ from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import KafkaSettings, LimitSettings, ScoringSettings
-from nap_stream.show import alerts_of, find_image, find_row, nap_picture, scores_of
+from nap_stream.show import alerts_of, find_image, find_row, scores_of
+from nap_stream.show_again import nap_picture
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, local_log, origin, scored
 from tests.source.test_peek import send

@@ -24,8 +24,9 @@ while ``version`` stays the same:
     defects          file, kind (`DefectKind`), detail; those against the broker among them
     broker           null, or group_id, topic, and partitions: each with partition, topic_id,
                      earliest, end, committed, chain_start, chain_end, lag, gap_to_come,
-                     before_chain; and contents: null, or messages, images, gone, unread,
-                     pruned
+                     before_chain; contents: null, or messages, images, gone, unread, pruned, and
+                     problem: why the rest was not compared; and problem: why nothing was. Either
+                     is empty where all was
     kept             null, or the chains of the kept report: as in chains. Those of them that are
                      not what they were have a defect
     events           null where there are none, or count, and sha256 of the last one
@@ -252,18 +253,22 @@ class ContentsReport:
 
 @dataclass(frozen=True, slots=True)
 class BrokerReport:
-    """The outcome of `compare_with_broker`; ``contents`` is None where they were not asked for."""
+    """The outcome of `compare_with_broker`; ``contents`` is None where they were not asked for.
+
+    ``problem`` says why nothing was compared; empty where it was.
+    """
 
     topic: str
     group_id: str
     partitions: tuple[BrokerComparison, ...]
     defects: tuple[Defect, ...]
     contents: ContentsReport | None = None
+    problem: str = ""
 
     @property
     def is_cut(self) -> bool:
-        """Whether contents were asked for, and not all could be compared."""
-        return self.contents is not None and bool(self.contents.problem)
+        """Whether not all that was asked for could be compared."""
+        return bool(self.problem or (self.contents and self.contents.problem))
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +403,7 @@ def _broker(broker: BrokerReport) -> dict[str, Any]:
         "group_id": broker.group_id,
         "partitions": partitions,
         "contents": contents,
+        "problem": broker.problem,
     }
 
 
