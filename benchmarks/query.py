@@ -159,7 +159,7 @@ def questions(root: Path, *, with_index: bool) -> dict[str, Callable[[], object]
     place = Query(partitions=(3,), offsets=(50, 50))
     sha256 = next(scan(store, place)).column("sha256")[0].as_py()
     month = (FIRST_MS, FIRST_MS + 31 * DAY_MS)
-    camera = Query(keys=(b"camera-3",), is_ood=True, since_ms=month[0], until_ms=month[1])
+    camera = Query(keys=(b"camera-0",), is_ood=True, since_ms=month[0], until_ms=month[1])
 
     def rows(query: Query) -> Callable[[], object]:
         return lambda: sum(batch.num_rows for batch in scan(store, query, use=use))
@@ -175,7 +175,7 @@ def questions(root: Path, *, with_index: bool) -> dict[str, Callable[[], object]
             Query(sha256=(sha256,), since_ms=FIRST_MS, until_ms=FIRST_MS + DAY_MS)
         ),
         "--key K, the first row": lambda: (
-            next(scan(store, Query(keys=(b"camera-3",)), use=use)).num_rows
+            next(scan(store, Query(keys=(b"camera-0",)), use=use)).num_rows
         ),
         "--sort p-value --limit 10": lambda: most_anomalous(store, Query(), 10, use=use).num_rows,
     }

@@ -19,7 +19,7 @@ from nap_stream.cli.options import (
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
-from nap_stream.text import printable
+from nap_stream.text import printable, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -202,6 +202,11 @@ def _pruned(report: "PruneReport") -> "Iterator[str]":
     if report.finished:
         done = "would remove" if report.dry_run else "removed"
         yield f"{done} {report.finished:,} files that an interrupted prune had sealed"
+    for span in report.unsigned:
+        yield (
+            f"unsigned  {span.path}: by {span.by} on {rfc3339(span.pruned_ms)}: {span.reason}. "
+            "No key says so: whoever can write to the log can make such a seal, and its event"
+        )
     for kept in report.kept:
         yield f"kept  {kept.partition} from offset {kept.offset} on: {kept.why}"
 

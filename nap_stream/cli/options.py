@@ -164,6 +164,11 @@ def hashes_of(
     return tuple((value, hidden.hashed(value)) for value in own if hidden.secret)
 
 
+def tell(words: str) -> None:
+    """Say something beside the answer."""
+    typer.echo(printable(words), err=True)
+
+
 def tell_pruned(
     store: "SegmentStore",
     topic: str | None = None,

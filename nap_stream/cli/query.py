@@ -20,6 +20,7 @@ from nap_stream.cli.options import (
     hashes_of,
     log_store,
     span_ms,
+    tell,
     tell_pruned,
 )
 from nap_stream.clock import SystemClock
@@ -357,7 +358,7 @@ def _rows(
 
     several = (filters.classes, filters.keys, filters.models, filters.calibrations)
     if any(len(names) > 1 for names in several):
-        _require_names(store, filters)
+        _require_names(store, filters, use)
     batches = (
         scan(store, filters, unread=unread, use=use)
         if most is None
@@ -365,7 +366,7 @@ def _rows(
     )
     first = next(batches, None)
     if first is None:
-        _tell_empty(store, filters)
+        _tell_empty(store, filters, use)
         return SCAN_SCHEMA, iter(())
     return SCAN_SCHEMA, itertools.chain([first], batches)
 
@@ -383,7 +384,7 @@ def _counts(
     now_ms = SystemClock().now_ms()
     counts = aggregate(store, filters, *groups, now_ms=now_ms, unread=unread, use=use)
     if not counts.num_rows:
-        _tell_empty(store, filters)
+        _tell_empty(store, filters, use)
     if GroupBy.KEY in groups:
         kinds = {is_hash(key) for key in counts.column("key").to_pylist() if key}
         if len(kinds) > 1:
@@ -398,17 +399,19 @@ def _counts(
     return counts
 
 
-def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
-    _require_names(store, filters)
+def _tell_empty(store: "SegmentStore", filters: "Query", use: "IndexUse | None") -> None:
+    _require_names(store, filters, use)
     typer.echo("No row matches.", err=True)
 
 
-def _require_names(store: "SegmentStore", filters: "Query") -> None:
+def _require_names(store: "SegmentStore", filters: "Query", use: "IndexUse | None") -> None:
     """Refuse names that the log does not have, and say first what was pruned of it."""
-    from nap_stream.scored_log.query import require_names
+    from nap_stream.scored_log.index import IndexUse
+    from nap_stream.scored_log.names import require_names
 
+    own = None if use is None else IndexUse()
     try:
-        require_names(store, filters)
+        require_names(store, filters, use=own, tell=tell)
     except ConfigError:
         _tell_query_pruned(store, filters)
         raise
@@ -451,7 +454,7 @@ def _export(store: "SegmentStore", filters: "Query", folder: Path | None, key: P
     now_ms = SystemClock().now_ms()
     manifest = write_export(store, filters, folder, signer, version=__version__, now_ms=now_ms)
     if not manifest.rows:
-        _tell_empty(store, filters)
+        _tell_empty(store, filters, None)
     typer.echo(printable(f"{folder}: {manifest.rows:,} rows, signed by {signer.public}"))
     _tell_query_pruned(store, filters)
     _tell_unread([ChainBrokenError(said, file) for file, said in manifest.unread.items()])

@@ -23,6 +23,7 @@ from nap_stream.cli.options import (
     log_store,
     pairs,
     show_warnings,
+    tell,
     tell_pruned,
 )
 from nap_stream.cli.query import key_of, sha256_of
@@ -189,7 +190,9 @@ def erase(
     from nap_stream.scored_log.events import Event, EventKind, append_event, require_text
     from nap_stream.scored_log.evidence import erase_evidence
     from nap_stream.scored_log.history import MAX_BY, MAX_COMMENT
-    from nap_stream.scored_log.query import Query, require_names, scan
+    from nap_stream.scored_log.index import IndexUse
+    from nap_stream.scored_log.names import require_names
+    from nap_stream.scored_log.query import Query, scan
 
     store = log_store(config if log is None else None, log)
     kept = evidence_store(evidence, None if config is None else load_uncalibrated_settings(config))
@@ -206,7 +209,7 @@ def erase(
             found |= set(batch.column(0).drop_null().to_pylist())
         tell_pruned(store)
         if not found:
-            require_names(store, query)
+            require_names(store, query, use=IndexUse(), tell=tell)
         digests |= found
     names, erased = sorted(digests), 0
     for start in range(0, len(names), DIGESTS_AN_EVENT):

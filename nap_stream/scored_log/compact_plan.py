@@ -221,9 +221,11 @@ def merge(
     ``group`` is of a `Plan`; ``check_lock`` raises where this compaction may not go on;
     ``max_memory_bytes`` bounds the decoded rows.
 
+    One whose rows leave no room for the next is written anew alone: it is a file of its hour or day
+    then, and not decoded again in vain by each run that follows.
+
     Returns:
-        How many of the first of them were dealt with, and the new file's size in bytes. One alone
-        stays as it is, and the size is 0.
+        How many of the first of them were dealt with, and the new file's size in bytes.
 
     Raises:
         ChainBrokenError: A segment's rows are not those of its digest, or it has changed since
@@ -232,8 +234,6 @@ def merge(
     """
     tables = _checked_tables(store, group, max_memory_bytes)
     taken = group[: len(tables)]
-    if len(taken) == 1:
-        return 1, 0
     content = _merged_content(tables, taken, writer_id=writer_id, now_ms=now_ms)
     for file in taken:
         with _unchanged(store, file):

@@ -193,28 +193,32 @@ class _Heads:
             return None
         mark = mark_of(*found)
         entry = entry_at(self._store, path, mark)
-        if entry is None or not self._fits(path, entry.footer, found[0]):
+        if entry is None:
             return None
         try:
             may_hold = entry.may_hold(self._seek.keys, self._seek.sha256)
         except (ScoredLogError, ValueError):
             return None
+        if not self._fits(path, entry.footer, found[0], is_read=may_hold):
+            return None
         return _Head(path, entry.footer, found[1], mark, entry, may_hold)
 
-    def _fits(self, path: str, footer: SegmentFooter, tail: bytes) -> bool:
+    def _fits(self, path: str, footer: SegmentFooter, tail: bytes, *, is_read: bool) -> bool:
         """Whether a footer is the file's own, by its end; else that it ends where the next begins.
 
-        What it says of the file's rows decides whether they are read at all.
+        What it says of the file's rows decides whether they are read. Of a file that is passed over
+        all that matters is where it ends.
         """
+        place = bisect_right(self._paths, path)
+        following = segment_path(self._partition, footer.end_offset)
+        follows = place < len(self._paths) and self._paths[place] == following
+        if follows and not is_read:
+            return True
         try:
             own = _footer_in(tail, path)
         except ChainBrokenError:
             return False
-        if own is not None:
-            return own == footer
-        place = bisect_right(self._paths, path)
-        following = segment_path(self._partition, footer.end_offset)
-        return place < len(self._paths) and self._paths[place] == following
+        return follows if own is None else own == footer
 
 
 def _footer_in(tail: bytes, path: str) -> SegmentFooter | None:
@@ -292,21 +296,22 @@ def read_rows(
         begin = 0
         for group in range(parquet.num_row_groups):
             count = parquet.metadata.row_group(group).num_rows
-            own = None
             if wanted is not None:
                 own = wanted[(wanted >= begin) & (wanted < begin + count)] - begin
+            elif not file.is_whole:
+                # By the values, which say more than what the file says of them.
+                read = parquet.read_row_group(group, columns=["offset"], use_threads=False)
+                offset = read.column("offset").to_numpy()
+                own = np.flatnonzero((offset >= file.start) & (offset < file.end))
+            else:
+                own = None
             begin += count
             if own is not None and not len(own):
                 continue
-            read = names if wanted is not None or file.is_whole else [*names, "offset"]
             # A thread of Arrow's that lets go of a Python file while the program ends aborts it.
-            chosen = list(dict.fromkeys(read or ["offset"]))
-            rows = parquet.read_row_group(group, columns=chosen, use_threads=False)
-            if own is not None:
+            rows = parquet.read_row_group(group, columns=names or ["offset"], use_threads=False)
+            if own is not None and len(own) < count:
                 rows = rows.take(pa.array(own))
-            elif not file.is_whole:
-                offset = rows.column("offset").to_numpy()
-                rows = rows.filter(pa.array((offset >= file.start) & (offset < file.end)))
             yield from _with_keys(rows, file.partition, schema).to_batches()
 
 

@@ -39,11 +39,18 @@ from nap_stream.scored_log.events import (
     read_events,
     require_text,
 )
-from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
+from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import parse_segment_path
 from nap_stream.scored_log.history import MAX_BY, MAX_COMMENT
 from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, Signer
-from nap_stream.scored_log.prune_finish import KEEP_MS, Told, leftovers, refused
+from nap_stream.scored_log.prune_finish import (
+    KEEP_MS,
+    Leftovers,
+    Told,
+    leftovers,
+    newest_row_ms,
+    refused,
+)
 from nap_stream.scored_log.read import partitions, parts_backwards, segments
 from nap_stream.scored_log.seals import (
     MAX_SEGMENTS,
@@ -56,7 +63,6 @@ from nap_stream.scored_log.seals import (
 )
 from nap_stream.scored_log.segment import open_segment
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.summary import MAX_AGE_MS
 from nap_stream.text import rfc3339
 
 MAX_BATCH_BYTES, MAX_BATCH_SEALS = 2**25, 1_000
@@ -96,7 +102,9 @@ class PruneReport:
     """What a prune did, or would do.
 
     ``spans`` were sealed and their files removed, ``files`` of ``size_bytes``. ``finished`` files
-    were those that an interrupted run had sealed. ``stopped`` says that it was asked to end early.
+    were those that an interrupted run had sealed; ``unsigned`` are the seals of these that no key
+    has signed, so that nothing proves who made them. ``stopped`` says that it was asked to end
+    early.
     """
 
     partitions: int
@@ -104,6 +112,7 @@ class PruneReport:
     files: int = 0
     size_bytes: int = 0
     finished: int = 0
+    unsigned: tuple[PrunedSpan, ...] = ()
     kept: tuple[KeptRest, ...] = ()
     refusals: tuple[RefusedPartition, ...] = ()
     stopped: bool = False
@@ -180,8 +189,7 @@ class _Run:
         self._read_events()
         for partition in chains:
             with self._refusing(partition):
-                left = self._leftovers(partition)
-                self.done = replace(self.done, finished=self.done.finished + len(left))
+                self._note_finished(self._leftovers(partition))
                 for planned in self._plan(partition):
                     self._note(planned)
 
@@ -192,9 +200,9 @@ class _Run:
             with self._refusing(partition):
                 left = self._leftovers(partition)
                 check_lock()
-                remove_segments(self.store, left)
+                remove_segments(self.store, left.paths)
                 remove_stale_indexes(self.store, partition)
-                self.done = replace(self.done, finished=self.done.finished + len(left))
+                self._note_finished(left)
         refused = {each.partition for each in self.done.refusals}
         sound = [partition for partition in chains if partition not in refused]
         self._close_events(sound)
@@ -222,8 +230,15 @@ class _Run:
             own = [named for named in done if named["topic"] == topic]
             self._append(EventKind.PRUNED, topic, {"seals": own, "interrupted": True})
 
-    def _leftovers(self, partition: TopicPartition) -> list[str]:
+    def _leftovers(self, partition: TopicPartition) -> Leftovers:
         return leftovers(self.store, partition, self.told, self.request.signer, self.now_ms)
+
+    def _note_finished(self, left: Leftovers) -> None:
+        self.done = replace(
+            self.done,
+            finished=self.done.finished + len(left.paths),
+            unsigned=(*self.done.unsigned, *left.unsigned),
+        )
 
     def _plans(self, partition: TopicPartition) -> Iterator[_Planned]:
         """As `_plan`. What is wrong with a chain is its own, and not of who carries plans out."""
@@ -331,9 +346,9 @@ class _Run:
     def _why_kept(self, file: ChainFile, tail: int, *, is_last: bool) -> str:
         """Why a file and what follows it stay; empty where it may go."""
         footer, parts = file.footer, file.footer.parts
-        newest_ms = max(map(_time_ms, parts))
+        newest_ms = max(map(newest_row_ms, parts))
         if newest_ms >= self.request.before_ms:
-            oldest_ms = min(map(_time_ms, parts))
+            oldest_ms = min(map(newest_row_ms, parts))
             straddles = oldest_ms < self.request.before_ms
             kept = "; its file is kept whole" if straddles else ""
             return f"what follows is from {rfc3339(oldest_ms)} to {rfc3339(newest_ms)}{kept}"
@@ -396,14 +411,6 @@ class _Run:
         except ChainBrokenError as error:
             refused = RefusedPartition(partition, str(error))
             self.done = replace(self.done, refusals=(*self.done.refusals, refused))
-
-
-def _time_ms(part: SegmentFooter) -> int:
-    """How new the rows of a segment are: as the drift monitor takes times that cannot be true."""
-    made, newest = part.created_time_ms, part.max_event_time_ms
-    if newest is None or newest > made or newest < made - MAX_AGE_MS:
-        return made
-    return newest
 
 
 def _bytes(held: Sequence[_Planned]) -> int:

@@ -2,8 +2,9 @@
 
 Whoever can write to the log can make a seal, and an event that tells of it. So that alone removes
 nothing that `nap_stream.scored_log.prune` would not have sealed: the seals must lead to the first
-file that stays, and hold nothing that was new when they were made. And who signs seals finishes
-those alone that the same key has signed.
+file that stays, be what their events ask for, and hold nothing that was new when they were made.
+And seals are finished by who has the key that signed them. Of those that none has signed nothing
+more can be proved: a report names them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,13 @@ from nap_stream.records import TopicPartition
 from nap_stream.scored_log.compact import chain_file
 from nap_stream.scored_log.compact_plan import ChainFile
 from nap_stream.scored_log.events import Event, EventKind
-from nap_stream.scored_log.footer import merged_slots
+from nap_stream.scored_log.footer import SegmentFooter, merged_slots
 from nap_stream.scored_log.format import parse_segment_path
 from nap_stream.scored_log.proof.note import Signer
 from nap_stream.scored_log.read import segments
-from nap_stream.scored_log.seals import Seal, read_seal, seal_paths, seal_sha256
+from nap_stream.scored_log.seals import PrunedSpan, Seal, read_seal, seal_paths, seal_sha256
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.summary import MAX_AGE_MS
 from nap_stream.scored_log.verify.sealed import named_seals, signature_problem
 
 KEEP_MS = 86_400_000
@@ -29,9 +31,9 @@ KEEP_MS = 86_400_000
 
 @dataclass(slots=True)
 class Told:
-    """What the events say: seals by path and digest, which of them are done, windows by topic."""
+    """What events say: of seals by path and digest, which of them are done, windows by topic."""
 
-    sealed: set[tuple[str, str]] = field(default_factory=set)
+    sealed: dict[tuple[str, str], Event] = field(default_factory=dict)
     open: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     windows: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -42,7 +44,7 @@ class Told:
             self.windows[event.topic, event.monitor] = window if type(window) is int else 0
         for path, sha256, each in named_seals(event):
             if event.kind == EventKind.PRUNING:
-                self.sealed.add((path, sha256))
+                self.sealed[path, sha256] = event
                 self.open[path, sha256] = each
             else:
                 self.open.pop((path, sha256), None)
@@ -65,49 +67,61 @@ class Told:
                 yield named
 
 
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """Files that a seal covers, and of which seals no key says that nap-stream made them."""
+
+    paths: tuple[str, ...] = ()
+    unsigned: tuple[PrunedSpan, ...] = ()
+
+
 def leftovers(
     store: SegmentStore,
     partition: TopicPartition,
     told: Told,
     signer: Signer | None,
     now_ms: int,
-) -> list[str]:
+) -> Leftovers:
     """The files that a seal covers: an interrupted run or a writer that died has left them.
 
     Raises:
-        ChainBrokenError: A seal is not valid, or no event told of it, or it is not one that a prune
-            makes, or ``signer`` did not sign it, or a file is not one of those that it covers: then
-            nothing may be removed here.
+        ChainBrokenError: A seal is not valid, or no event told of it as it is, or it is not one
+            that a prune makes, or ``signer`` did not sign it, or it is signed and there is none, or
+            a file is not one of those that it covers: then nothing may be removed here.
         ScoredLogError: The store cannot be read.
     """
     paths = seal_paths(store, partition)
     if not paths:
-        return []
+        return Leftovers()
     seals = [read_seal(store, paths[-1])]
-    _check_told(seals[0], told)
+    _told_of(seals[0], told)
     found = segments(store, partition)
     left = [path for path in found if parse_segment_path(path)[1] < seals[0].span.end_offset]
-    if left:
-        seals += [read_seal(store, path) for path in reversed(paths[:-1])]
-        _check_links(store, found[len(left) :], seals)
-        for seal in seals:
-            _check_told(seal, told)
-            _check_old(seal, now_ms)
-            if signer is not None:
-                _check_signed(store, seal, signer)
-        slots = merged_slots(part for seal in seals for part in seal.parts)
-        for path in left:
-            _check_sealed(slots, chain_file(store, path))
-    return left
+    if not left:
+        return Leftovers()
+    seals += [read_seal(store, path) for path in reversed(paths[:-1])]
+    _check_links(store, found[len(left) :], seals)
+    for seal in seals:
+        event = _told_of(seal, told)
+        _check_old(seal, now_ms)
+        _check_asked(seal, event)
+        _check_signed(store, seal, signer)
+    slots = merged_slots(part for seal in seals for part in seal.parts)
+    for path in left:
+        _check_sealed(slots, chain_file(store, path))
+    unsigned = tuple(seal.span for seal in seals) if signer is None else ()
+    return Leftovers(tuple(left), unsigned)
 
 
-def _check_told(seal: Seal, told: Told) -> None:
-    if (seal.span.path, seal.sha256) not in told.sealed:
+def _told_of(seal: Seal, told: Told) -> Event:
+    event = told.sealed.get((seal.span.path, seal.sha256))
+    if event is None:
         raise refused(
             seal.span.path,
             "no event of a prune tells of this seal: it is none of nap-stream's, or events are "
             "damaged",
         )
+    return event
 
 
 def _check_links(store: SegmentStore, later: Sequence[str], seals: Sequence[Seal]) -> None:
@@ -134,12 +148,38 @@ def _check_old(seal: Seal, now_ms: int) -> None:
         )
 
 
-def _check_signed(store: SegmentStore, seal: Seal, signer: Signer) -> None:
+def _check_asked(seal: Seal, event: Event) -> None:
+    """Refuse a seal that is not what its event says was asked for, or covers what was not."""
+    span, data = seal.span, event.data
+    said = (event.time_ms, event.by, data.get("before_ms"), data.get("reason"))
+    if said != (span.pruned_ms, span.by, span.before_ms, span.reason):
+        raise refused(span.path, "the event that tells of it names another time, name or reason")
+    if (data.get("signer"),) != (seal.claimed or (None,)):
+        raise refused(span.path, "the event that tells of it names another key")
+    if span.before_ms > span.pruned_ms or max(map(newest_row_ms, seal.parts)) >= span.before_ms:
+        raise refused(span.path, "it covers rows that are not before the time that it names")
+
+
+def newest_row_ms(part: SegmentFooter) -> int:
+    """How new the rows of a segment are: as the drift monitor takes times that cannot be true."""
+    made, newest = part.created_time_ms, part.max_event_time_ms
+    if newest is None or newest > made or newest < made - MAX_AGE_MS:
+        return made
+    return newest
+
+
+def _check_signed(store: SegmentStore, seal: Seal, signer: Signer | None) -> None:
     path = seal.span.path
-    problem = signature_problem(store, path, seal.sha256, seal.claimed, [signer.public])
+    if signer is None and not seal.claimed:
+        return
+    if signer is None:
+        problem = f"a key is said to have signed it, {', '.join(seal.claimed)}, and none is given"
+    else:
+        problem = signature_problem(store, path, seal.sha256, seal.claimed, [signer.public])
+        problem = problem and f"the key that signs did not sign it: {problem}"
     if problem:
         raise ChainBrokenError(
-            f"files that it covers are there, and the key that signs did not sign it: {problem}",
+            f"files that it covers are there, and {problem}",
             path,
             "Nothing is removed here; where it is known who made it, finish it with that key, or "
             "without --sign-with where it was made so",

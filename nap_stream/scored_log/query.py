@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from nap_stream.core.hidden_keys import is_hash
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.engine import Engine, chunks
@@ -25,12 +24,9 @@ from nap_stream.scored_log.files import (
 )
 from nap_stream.scored_log.format import storable_text, storable_time_ms
 from nap_stream.scored_log.index import IndexUse
-from nap_stream.scored_log.output import bytes_as_text
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import SegmentStore
 
-MAX_NAMES = 100_000
-"""So many names are looked at for those that are near a mistyped one."""
 FIRST_ROWS = 250_000
 """Of how many rows the first question of a scan is: who looks for one row does not read many."""
 _PLACE = ("topic", "partition", "offset", "index")
@@ -258,79 +254,20 @@ def require_partitions(store: SegmentStore, query: Query) -> tuple[TopicPartitio
         raise LogRootError("the log holds no topics", store.root, "Name the root of a scored log")
     topics = sorted({partition.topic for partition in found})
     if query.topic is not None:
-        _require("topic", "--topic", [query.topic], topics)
+        require_among("topic", "--topic", [query.topic], topics)
         found = tuple(each for each in found if each.topic == query.topic)
     numbers = sorted({each.partition for each in found})
     wanted = [str(number) for number in query.partitions]
-    _require("partition", "--partition", wanted, [str(number) for number in numbers])
+    require_among("partition", "--partition", wanted, [str(number) for number in numbers])
     return tuple(p for p in found if not query.partitions or p.partition in query.partitions)
 
 
-def require_names(store: SegmentStore, query: Query) -> None:
-    """Refuse names in a query that no row of its partitions has, at any time.
-
-    Statuses, offsets and digests are no names. Where all of them are there, and no row passes, the
-    answer is honestly empty.
+def require_among(what: str, option: str, wanted: Iterable[str], held: Sequence[str]) -> None:
+    """Refuse names that are not among those that are held, and tell those that are near.
 
     Raises:
-        ConfigError: No row has this class, key, header, model or calibration; it names those that
-            are near.
+        ConfigError: One is not.
     """
-    with Engine(store, []) as engine:
-        everything = Query(topic=query.topic, partitions=query.partitions)
-        files = list(listed(store, everything, []))
-        for what, name, one, column, parameters in _names_in(query):
-            if not any(_values(engine, files, "1", *condition(one))):
-                held = set().union(*_values(engine, files, column, "true", parameters))
-                option = f"--{what.partition(' ')[0]}"
-                if not query.hashes and any(isinstance(h, bytes) and is_hash(h) for h in held):
-                    option += " (hashes are stored: give the hash, --config or --key-secret)"
-                _require(what, option, [_text(name)], sorted(map(_text, held - {None})))
-
-
-def _names_in(query: Query) -> Iterator[tuple[str, str | bytes, Query, str, list[Any]]]:
-    """What each name is of, the name, the query for it alone, and where all names are, in SQL."""
-    for name in query.classes:
-        yield "class", name, Query(classes=(name,)), "class_name", []
-    for key in query.keys:
-        yield "key", key, Query(keys=(key,), hashes=query.hashes), "key", []
-    for name in query.models:
-        yield "model", name, Query(models=(name,)), "model_fingerprint", []
-    for name in query.calibrations:
-        yield "calibration", name, Query(calibrations=(name,)), "calibration_fingerprint", []
-    for name, value in query.headers:
-        yield (
-            "header",
-            name,
-            Query(headers=((name, None),)),
-            "unnest([h.name for h in headers])",
-            [],
-        )
-        if value is not None:
-            column = "unnest([h.value for h in headers if h.name = ?])"
-            one = Query(headers=((name, value),), hashes=query.hashes)
-            yield f"header {name} with", value, one, column, [name]
-
-
-def _text(name: str | bytes) -> str:
-    return bytes_as_text(name) if isinstance(name, bytes) else name
-
-
-def _values(
-    engine: Engine,
-    files: Sequence[LogFile],
-    column: str,
-    condition: str,
-    parameters: Sequence[Any] = (),
-) -> Iterator[set[Any]]:
-    """The different values of a column, chunk by chunk."""
-    sql = f"SELECT DISTINCT {column} AS name FROM _rows WHERE {condition} LIMIT {MAX_NAMES}"
-    for chunk in chunks(files):
-        for _, answer in engine.answers(chunk, sql, parameters):
-            yield set(answer.column("name").to_pylist())
-
-
-def _require(what: str, option: str, wanted: Iterable[str], held: Sequence[str]) -> None:
     for name in wanted:
         if name not in held:
             near = difflib.get_close_matches(name, held, n=5) or list(held[:10])

@@ -17,6 +17,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.objects import ObjectStore
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log import compact_plan
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.compact import (
     LOCK_NAME,
@@ -272,6 +273,27 @@ def test_rows_that_are_large_in_memory_make_more_files(tmp_path: Path) -> None:
     assert _rows(store).equals(before)
     assert verify(store, deep=True).clean
     assert _compact(store, limits=FileLimits(100, 2**30, max_memory_bytes=75_000)).files == 0
+
+
+def test_rows_too_large_to_share_a_file_are_not_decoded_by_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    writer = Writer(store)
+    for base in range(0, 10, 2):
+        rows = [scored(origin(offset, key=b"k" * 16_000)) for offset in (base, base + 1)]
+        writer.publish(rows=rows)
+    before = _rows(store)
+    limits = FileLimits(100, 2**30, max_memory_bytes=40_000)
+    report = _compact(store, limits=limits)
+    assert (report.files, report.clean, _bases(store)) == (0, True, [0, 2, 4, 6, 8])
+    assert _rows(store).equals(before)
+    assert verify(store, deep=True).clean
+
+    decoded: list[str] = []
+    monkeypatch.setattr(compact_plan, "checked_parts", lambda segment: decoded.append(segment.path))
+    assert _compact(store, limits=limits).files == 0
+    assert not decoded
 
 
 def test_gaps_and_skipped_offsets_are_merged_and_kept(store: SegmentStore) -> None:

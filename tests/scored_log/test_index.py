@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import ScoredLogError
+from nap_stream.errors import ConfigError, ScoredLogError
 from nap_stream.objects import ObjectStore, RequestLimits
 from nap_stream.records import Status, TopicPartition
-from nap_stream.scored_log import files, index
+from nap_stream.scored_log import files, index, names
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.files import SCAN_SCHEMA
@@ -490,3 +490,30 @@ def test_an_index_that_is_exchanged_while_it_is_read_hides_no_row(
 def test_digests_of_other_lengths_are_not_taken_for_such() -> None:
     odd = pa.chunked_array([["a" * 63, "b" * 65]])
     assert index._image_prefixes(odd) is None
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query(keys=(b"b",)),
+        Query(classes=("dog",)),
+        Query(models=("ff",)),
+        Query(calibrations=("f",)),
+    ],
+)
+def test_a_mistyped_name_is_looked_for_where_no_index_tells(
+    store: MemoryStore, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "TOLD_ROWS", 1)
+    said: dict[bool, list[str]] = {True: [], False: []}
+    errors = []
+    for with_index, told in said.items():
+        with pytest.raises(ConfigError) as caught:
+            names.require_names(
+                store, query, use=IndexUse() if with_index else None, tell=told.append
+            )
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert "40 rows in 2 files are looked through" in said[True][0]
+    assert "4 files hold is by their index" in said[True][1]
+    assert "400 rows in 6 files are looked through" in said[False][0]

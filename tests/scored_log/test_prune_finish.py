@@ -42,19 +42,23 @@ def store() -> MemoryStore:
     return store
 
 
-def _forge(store: SegmentStore, end: int, pruned_ms: int = LATER_MS) -> str:
+def _forge(store: SegmentStore, end: int, pruned_ms: int = LATER_MS, **said: object) -> str:
     """What who can write to the log can make: a seal until an offset, and an event that tells."""
     parts = [part for path in segments(store, CARS) for part in read_footer(store, path).parts]
     own = [part for part in parts if part.end_offset <= end]
     scored_rows = sum(part.scored_rows for part in own)
     rows = {"corrupt": sum(part.rows for part in own) - scored_rows, "ok": scored_rows}
     span = span_of(
-        *(own, rows, 0), before_ms=0, pruned_ms=pruned_ms, by="E", reason="x", program_version="1"
+        *(own, rows, 0),
+        **{"before_ms": pruned_ms, "by": "E", "reason": "x", **said},
+        pruned_ms=pruned_ms,
+        program_version="1",
     )
     content = encode_seal(span, own, None)
     sha256 = hashlib.sha256(content).hexdigest()
     of = {"topic": "cars", "partition": 0, "start_offset": 0}
     data = {"seals": [{"file": span.path, "seal_sha256": sha256, **of}]}
+    data |= {"before_ms": pruned_ms, "reason": "x", "signer": None}
     append_event(
         store, Event(time_ms=pruned_ms, kind=EventKind.PRUNING, by="E", topic="cars", data=data)
     )
@@ -79,6 +83,42 @@ def test_a_forged_seal_that_an_event_tells_of_has_nothing_removed(
     assert (path in refused.reason, problem in refused.reason) == (True, True)
     assert not done.clean
     assert len(segments(store, CARS)) == DAYS
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"by": "A"}, "names another time, name or reason"),
+        ({"reason": "y"}, "names another time, name or reason"),
+        ({"before_ms": 0}, "names another time, name or reason"),
+    ],
+)
+def test_a_seal_that_is_not_what_its_event_asks_for_has_nothing_removed(
+    said: dict[str, object], problem: str, store: MemoryStore
+) -> None:
+    _forge(store, 20, **said)
+    assert problem in prune_days(store, 50).refusals[0].reason
+    assert len(segments(store, CARS)) == DAYS
+
+
+def test_what_no_key_has_signed_is_finished_and_named(store: MemoryStore) -> None:
+    path = _forge(store, 4)
+    done = prune_days(store, 50)
+    assert (done.clean, done.finished > 0, [span.path for span in done.unsigned]) == (
+        True,
+        True,
+        [path],
+    )
+
+
+def test_a_seal_that_is_signed_is_not_finished_without_its_key(store: MemoryStore) -> None:
+    with pytest.raises(Killed):
+        prune_days(DyingStore(store, 5), signer=SIGNER)
+    left = segments(store, CARS)
+    done = prune_days(store, break_lock=True)
+    assert f"signed it, {SIGNER.public.label}, and none is given" in done.refusals[0].reason
+    assert segments(store, CARS) == left
+    assert prune_days(store, signer=SIGNER).unsigned == ()
 
 
 def test_a_forged_seal_dated_later_does_not_make_new_files_old(store: MemoryStore) -> None:

@@ -20,10 +20,10 @@ from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.counting import GroupBy, aggregate, empty_spans
 from nap_stream.scored_log.files import SCAN_SCHEMA
+from nap_stream.scored_log.names import require_names
 from nap_stream.scored_log.query import (
     Query,
     most_anomalous,
-    require_names,
     require_partitions,
     scan,
 )
