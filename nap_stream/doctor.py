@@ -19,7 +19,7 @@ from nap_stream.calibration.calibration import (
     require_scoring,
 )
 from nap_stream.clock import SystemClock
-from nap_stream.drift.block_alerts import block_watch
+from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.errors import NapStreamError
 from nap_stream.fetched import is_address
 from nap_stream.kafka.client import connect, create_topics, endings, topics_missing, topics_read
@@ -197,7 +197,13 @@ def _fits_outputs(settings: Settings, calibration: Calibration, known: KnownOutp
         f"{settings.calibration} fits {settings.model.origin}, {made}; "
         f"{shapes.widths[0]:,} logits, {features}, map {known.model.feature_site}"
     )
-    return Finding("calibration", Outcome.OK, detail, warnings=document.warnings)
+    return Finding("calibration", Outcome.OK, detail, warnings=_doubts(settings, calibration))
+
+
+def _doubts(settings: Settings, calibration: Calibration) -> tuple[str, ...]:
+    """What is to be said of a calibration, and of its baseline beside the log's keys."""
+    hidden = hidden_keys(settings.log.keys)
+    return (*calibration.document.warnings, *keys_stored_otherwise(calibration.facts, hidden))
 
 
 class _CheckFailedError(NapStreamError):
@@ -372,7 +378,8 @@ def _fits(settings: Settings, loaded: LoadedModel, calibration: Calibration) -> 
             "keys and the stream in the baseline"
         )
     # What the check of the model has told is not told twice.
-    warnings = tuple(one for one in document.warnings if one not in loaded.notes)
+    doubts = _doubts(settings, calibration)
+    warnings = tuple(one for one in doubts if one not in loaded.notes)
     return Finding("calibration", Outcome.OK, detail, warnings=warnings)
 
 

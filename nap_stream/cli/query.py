@@ -378,18 +378,15 @@ def _counts(
     unread: list[ChainBrokenError],
     use: "IndexUse | None",
 ) -> "pa.Table":
-    from nap_stream.core.hidden_keys import is_hash
+    from nap_stream.core.hidden_keys import told_apart
     from nap_stream.scored_log.counting import GroupBy, aggregate, empty_spans
 
     now_ms = SystemClock().now_ms()
     counts = aggregate(store, filters, *groups, now_ms=now_ms, unread=unread, use=use)
     if not counts.num_rows:
         _tell_empty(store, filters, use)
-    if GroupBy.KEY in groups:
-        kinds = {is_hash(key) for key in counts.column("key").to_pylist() if key}
-        if len(kinds) > 1:
-            told = "of one camera may be counted apart"
-            typer.echo(f"some keys were stored in clear, and some as hashes: rows {told}", err=True)
+    if GroupBy.KEY in groups and (words := told_apart(counts.column("key").to_pylist())):
+        tell(words)
     for span in {GroupBy.HOUR, GroupBy.DAY} & set(groups):
         gaps = empty_spans(counts, span)
         for start, end in gaps[:SHOWN_GAPS]:

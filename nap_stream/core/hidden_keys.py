@@ -7,7 +7,7 @@ can find a value by trying; who has not cannot.
 
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -28,6 +28,16 @@ class Stored(StrEnum):
 def is_hash(value: bytes) -> bool:
     """Whether a value looks like a hash of `HiddenKeys`."""
     return _HASHED.fullmatch(value) is not None
+
+
+def told_apart(keys: Iterable[bytes | None]) -> str:
+    """What is to be said of keys that are counted, of which some are hashes; empty where none is.
+
+    A camera whose keys were stored in clear at one time and as hashes at another counts as two.
+    """
+    kinds = {is_hash(key) for key in keys if key}
+    told = "rows of one camera may be counted apart"
+    return "" if len(kinds) <= 1 else f"some keys were stored in clear, and some as hashes: {told}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from nap_stream.core.block_monitors import BlockMonitors
 from nap_stream.core.block_plan import MIN_BLOCKS, BlockPlan, plan_blocks, references_of
 from nap_stream.core.block_readings import BlockReading, JudgedBy
 from nap_stream.core.blocks import Blocks
+from nap_stream.core.hidden_keys import HiddenKeys, is_hash
 from nap_stream.core.learned_references import LEARN_BLOCKS
-from nap_stream.core.panes import NO_KEY, ClosedPane
+from nap_stream.core.panes import NO_KEY, ClosedPane, key_text
 from nap_stream.core.sequential import Onset
 from nap_stream.drift.key_alerts import FiringKeys
 from nap_stream.drift.months import MonthlyShares
@@ -95,6 +96,27 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
         confidence=settings.confidence,
     )
     return BlockWatch(baseline, plan)
+
+
+def keys_stored_otherwise(calibration: CalibrationFacts, hidden: HiddenKeys) -> tuple[str, ...]:
+    """A warning where a baseline names keys otherwise than the log stores them now; else nothing.
+
+    That a hash was made with another secret cannot be seen.
+    """
+    baseline = calibration.baseline
+    if baseline is None or baseline.by is None:
+        return ()
+    names = [name for name in baseline.blocks.keys if name != NO_KEY]
+    now = [key_text(hidden.of_stored(baseline.by, name.encode())) for name in names]
+    clear = sum(name != stored for name, stored in zip(names, now, strict=True))
+    hashed = sum(is_hash(name.encode()) for name in names) if not hidden.hides else 0
+    if not clear + hashed:
+        return ()
+    was, are = ("in clear", "are hashed or dropped") if clear else ("as hashes", "are in clear")
+    held = f"the baseline holds {clear or hashed:,} of its {len(names):,} keys {was}"
+    means = "no camera is compared with its own past, and the calibration's files hold the keys"
+    advice = "Make a baseline of what the log stores now"
+    return (f"{held}, and those of the log {are} (log.keys): {means} as they were. {advice}",)
 
 
 def _require_counts(settings: DriftSettings, baseline: BaselineFacts) -> None:

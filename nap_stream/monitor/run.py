@@ -11,7 +11,7 @@ import structlog
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
-from nap_stream.drift.block_alerts import block_watch
+from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
@@ -192,7 +192,8 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
     check_store(store_at(settings.log.root))
     if settings.log.checkpoints is not None:
         read_signer(settings.log.checkpoints.key_file, KEY)
-    hidden_keys(settings.log.keys)
+    for warning in keys_stored_otherwise(calibration.facts, hidden_keys(settings.log.keys)):
+        structlog.get_logger().warning("baseline_keys_stored_otherwise", cause=warning)
     connect(settings.kafka)
     require_topics(settings.kafka, settings.topics)
     topics = topics_read(settings.kafka, settings.reads)

@@ -13,6 +13,7 @@ from scipy.stats import binom, chi2
 
 from nap_stream.clock import Progress
 from nap_stream.core.bounds import flag_rate_interval
+from nap_stream.core.hidden_keys import told_apart
 from nap_stream.core.tails import TailEvent, tail_counts
 from nap_stream.planning.rates import ANY, KEYS, PANES, RealRate, real_rates
 from nap_stream.planning.recorded import Recorded, RecordedSeries
@@ -284,6 +285,8 @@ def _of_flag_rate(findings: Findings) -> Iterator[Warned]:
 
 
 def _of_keys(findings: Findings) -> Iterator[Warned]:
+    if words := told_apart(key.encode() for key in findings.series.keys):
+        yield Warned("keys-stored-both-ways", f"{words}. --config with the secret joins them")
     if not findings.high_keys:
         return
     named = ", ".join(

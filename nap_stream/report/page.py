@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nap_stream.core.hidden_keys import told_apart
+from nap_stream.core.panes import NO_KEY
 from nap_stream.pages.axis import Axis
 from nap_stream.pages.html import write_page
 from nap_stream.report.charts import Chart, coarser, ood_chart
@@ -94,6 +96,7 @@ def _values(f: Figures) -> dict[str, Any]:
         "answers": answers(f, cover),
         "promise": promises,
         "keys": _by_low_end(f.tally.keys or {}),
+        "apart": told_apart(key.encode() for key in f.tally.keys or () if key != NO_KEY),
         "classes": _by_low_end(f.tally.classes),
         "comparison": tables_of(f),
         "unit": unit_of(f) if f.comparison else "",

@@ -14,8 +14,10 @@ from structlog.testing import capture_logs
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import Detector, Reason, Severity, Transition
 from nap_stream.core.block_readings import JudgedBy
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys, Stored
+from nap_stream.core.panes import NO_KEY, key_text
 from nap_stream.core.time_kinds import TimeKinds
-from nap_stream.drift.block_alerts import block_watch
+from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert
@@ -431,3 +433,30 @@ def test_a_checkpoint_is_of_its_baseline() -> None:
     off = make_monitor(used(blocks="off"))
     assert off.restore(make_monitor(facts=FACTS).dump()), "as before there were blocks"
     assert not make_monitor().restore(off.dump())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [
+        (CLEAR, ""),
+        (HiddenKeys(key=Stored.HASHED, secret=b"s" * 16), "in clear, and those of the log are"),
+        (HiddenKeys(key=Stored.DROPPED), "in clear, and those of the log are"),
+        (HiddenKeys(headers=(("camera", Stored.DROPPED),)), ""),
+    ],
+)
+def test_keys_that_the_log_stores_otherwise_than_the_baseline_are_told(
+    hidden: HiddenKeys, said: str
+) -> None:
+    told = " ".join(keys_stored_otherwise(FACTS_OF, hidden))
+    assert (said in told, bool(told)) == (True, bool(said))
+
+
+def test_hashes_in_a_baseline_are_told_where_the_log_has_keys_in_clear() -> None:
+    assert FACTS_OF.baseline is not None
+    hidden = HiddenKeys(key=Stored.HASHED, secret=b"s" * 16)
+    blocks = FACTS_OF.baseline.blocks
+    names = (NO_KEY, *(key_text(hidden.of_key(name.encode())) for name in blocks.keys[1:]))
+    baseline = replace(FACTS_OF.baseline, blocks=replace(blocks, keys=tuple(sorted(names))))
+    facts = replace(FACTS_OF, baseline=baseline)
+    assert keys_stored_otherwise(facts, hidden) == ()
+    assert "as hashes, and those of the log are in clear" in keys_stored_otherwise(facts, CLEAR)[0]

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,11 @@ def test_keys_that_stand_out_are_named_the_worst_first() -> None:
     assert [each.key for each in findings.high_keys] == ["camera-7", "camera-3"]
     assert findings.high_keys[0].records == RECORDS // CAMERAS
     assert "camera-7 25" in warned(findings)["key-rate-high"]
+    assert "keys-stored-both-ways" not in warned(findings)
+    stored = (*findings.series.keys[:-1], f"hmac-sha256:{'ab' * 32}")
+    series = replace(findings.series, keys=stored)
+    apart = replace(findings, recorded=replace(findings.recorded, series=series))
+    assert "counted apart" in warned(apart)["keys-stored-both-ways"]
 
 
 def test_the_block_can_be_given_in_records() -> None:

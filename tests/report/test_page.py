@@ -286,6 +286,13 @@ def _two_hours(counts: dict[str, Count]) -> dict[tuple[str, int], Count]:
     }
 
 
+def test_keys_that_are_stored_both_ways_are_said_to_be(month: Figures) -> None:
+    assert "counted apart" not in render(month)
+    keys = {**(month.tally.keys or {}), f"hmac-sha256:{'ab' * 32}": Count(1, 1)}
+    both = replace(month, tally=replace(month.tally, keys=keys))
+    assert "Some keys were stored in clear, and some as hashes" in render(both)
+
+
 def test_a_comparison_leaves_nothing_out(month: Figures) -> None:
     keys = [{f"camera-{n}": Count(100, 100, n % 3) for n in range(40)} for _ in range(2)]
     keys[0] |= {"few": Count(2, 2, 0), "sure": Count(9_000, 9_000, 90), "old": Count(5, 5, 1)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -42,22 +43,18 @@ def store() -> MemoryStore:
     return store
 
 
-def _forge(store: SegmentStore, end: int, pruned_ms: int = LATER_MS, **said: object) -> str:
+def _forge(store: SegmentStore, end: int, pruned_ms: int = LATER_MS, **said: Any) -> str:
     """What who can write to the log can make: a seal until an offset, and an event that tells."""
     parts = [part for path in segments(store, CARS) for part in read_footer(store, path).parts]
     own = [part for part in parts if part.end_offset <= end]
     scored_rows = sum(part.scored_rows for part in own)
     rows = {"corrupt": sum(part.rows for part in own) - scored_rows, "ok": scored_rows}
-    span = span_of(
-        *(own, rows, 0),
-        **{"before_ms": pruned_ms, "by": "E", "reason": "x", **said},
-        pruned_ms=pruned_ms,
-        program_version="1",
-    )
+    asked: dict[str, Any] = {"before_ms": pruned_ms, "by": "E", "reason": "x", **said}
+    span = span_of(*(own, rows, 0), **asked, pruned_ms=pruned_ms, program_version="1")
     content = encode_seal(span, own, None)
     sha256 = hashlib.sha256(content).hexdigest()
     of = {"topic": "cars", "partition": 0, "start_offset": 0}
-    data = {"seals": [{"file": span.path, "seal_sha256": sha256, **of}]}
+    data: dict[str, Any] = {"seals": [{"file": span.path, "seal_sha256": sha256, **of}]}
     data |= {"before_ms": pruned_ms, "reason": "x", "signer": None}
     append_event(
         store, Event(time_ms=pruned_ms, kind=EventKind.PRUNING, by="E", topic="cars", data=data)
@@ -94,7 +91,7 @@ def test_a_forged_seal_that_an_event_tells_of_has_nothing_removed(
     ],
 )
 def test_a_seal_that_is_not_what_its_event_asks_for_has_nothing_removed(
-    said: dict[str, object], problem: str, store: MemoryStore
+    said: dict[str, Any], problem: str, store: MemoryStore
 ) -> None:
     _forge(store, 20, **said)
     assert problem in prune_days(store, 50).refusals[0].reason
