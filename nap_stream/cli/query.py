@@ -1,7 +1,6 @@
 """nap-stream query, sql: the commands that ask the scored log."""
 
 import itertools
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
+from nap_stream.cli.filters import (
+    day_span_ms,
+    fingerprints,
+    groups_of,
+    header_of,
+    key_of,
+    offsets_of,
+    sha256_of,
+)
 from nap_stream.cli.options import (
     ConfigOption,
     KeySecretOption,
@@ -19,7 +27,6 @@ from nap_stream.cli.options import (
     UntilOption,
     hashes_of,
     log_store,
-    span_ms,
     tell,
     tell_pruned,
 )
@@ -40,13 +47,15 @@ EXIT_UNREAD = 3
 DEFAULT_TABLE_ROWS = 50
 DEFAULT_SQL_ROWS = 100_000
 SHOWN_GAPS = 20
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_OFFSETS = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
-_FINGERPRINT = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
 
 # The values of OutputFormat, which stands beside pyarrow and would load it for --help.
 RowFormat = Literal["table", "json", "csv", "parquet"]
+PartitionOption = Annotated[
+    list[int] | None, typer.Option(help="Only this partition; may be repeated.")
+]
+DayOption = Annotated[
+    str | None, typer.Option(metavar="DATE", help="Only this day of event time, UTC.")
+]
 FormatOption = Annotated[
     RowFormat,
     typer.Option(
@@ -66,14 +75,10 @@ def query(
     config: ConfigOption = None,
     log: LogOption = None,
     topic: TopicOption = None,
-    partition: Annotated[
-        list[int] | None, typer.Option(help="Only this partition; may be repeated.")
-    ] = None,
+    partition: PartitionOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    day: Annotated[
-        str | None, typer.Option(metavar="DATE", help="Only this day of event time, UTC.")
-    ] = None,
+    day: DayOption = None,
     offset: Annotated[
         str | None, typer.Option(metavar="N[-M]", help="Only this offset, or these.")
     ] = None,
@@ -171,8 +176,8 @@ def query(
     from nap_stream.scored_log.query import Query, require_partitions
 
     store = log_store(config, log)
-    since_ms, until_ms = _span_ms(since, until, day)
-    keys, headers = tuple(map(key_of, key or ())), tuple(map(_header, header or ()))
+    since_ms, until_ms = day_span_ms(since, until, day)
+    keys, headers = tuple(map(key_of, key or ())), tuple(map(header_of, header or ()))
     values = [*keys, *(value for _, value in headers if value is not None)]
     filters = Query(
         topic=topic,
@@ -187,13 +192,13 @@ def query(
         keys=keys,
         headers=headers,
         hashes=hashes_of(config, key_secret, values),
-        offsets=None if offset is None else _offsets(offset),
+        offsets=None if offset is None else offsets_of(offset),
         sha256=tuple(map(sha256_of, sha256 or ())),
-        models=_fingerprints("--model", model),
-        calibrations=_fingerprints("--calibration", calibration),
+        models=fingerprints("--model", model),
+        calibrations=fingerprints("--calibration", calibration),
     )
     require_partitions(store, filters)
-    groups = None if by is None else _groups(by)
+    groups = None if by is None else groups_of(by)
     if sort is not None and (groups is not None or (limit is None and output_format != "table")):
         raise ConfigError("expected --limit and no --by", "--sort", "Give --limit 10, for instance")
     if export is not None or sign_with is not None:
@@ -225,8 +230,10 @@ def sql(
     config: ConfigOption = None,
     log: LogOption = None,
     topic: TopicOption = None,
+    partition: PartitionOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    day: DayOption = None,
     output_format: FormatOption = "table",
     output: OutputOption = None,
     limit: Annotated[
@@ -247,7 +254,8 @@ def sql(
     """Ask the scored log in SQL: the view is named records, its columns are those of a row.
 
     Only the log is read, file by file as its chains say, and nothing written: no other file, no
-    network, extension or setting can be reached. --topic, --since and --until choose files first.
+    network, extension or setting can be reached. --topic, --partition, --day, --since and --until
+    choose files first: what the SELECT itself asks of them does not, and all files are read.
 
     Exit code 3 where a file could not be read: it is named, and the answer is without its rows.
 
@@ -259,8 +267,10 @@ def sql(
     from nap_stream.scored_log.sql import run_sql
 
     store = log_store(config, log)
-    since_ms, until_ms = span_ms(since, until, SystemClock())
-    filters = Query(topic=topic, since_ms=since_ms, until_ms=until_ms)
+    since_ms, until_ms = day_span_ms(since, until, day)
+    filters = Query(
+        topic=topic, partitions=tuple(partition or ()), since_ms=since_ms, until_ms=until_ms
+    )
     require_partitions(store, filters)
     unread: list[ChainBrokenError] = []
     if limit is None:
@@ -279,70 +289,6 @@ def sql(
         typer.echo(f"Only the first {limit:,} rows; there are more: give --limit.", err=True)
     _tell_query_pruned(store, filters)
     _tell_unread(unread)
-
-
-def _span_ms(
-    since: str | None, until: str | None, day: str | None
-) -> tuple[int | None, int | None]:
-    if day is None:
-        return span_ms(since, until, SystemClock())
-    if since is not None or until is not None or not _DAY.fullmatch(day):
-        raise ConfigError(
-            "expected a date such as 2026-05-31, and neither --since nor --until", f"--day {day}"
-        )
-    start, _ = span_ms(f"{day}T00:00Z", None, SystemClock())
-    assert start is not None
-    return start, start + 86_400_000
-
-
-def _matching(pattern: re.Pattern[str], option: str, text: str, expected: str) -> str:
-    if not pattern.fullmatch(text):
-        raise ConfigError(f"expected {expected}, got {text!r}", option)
-    return text
-
-
-def _fingerprints(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(_matching(_FINGERPRINT, option, each, "hex digits") for each in given or ())
-
-
-def _offsets(text: str) -> tuple[int, int]:
-    found = _OFFSETS.fullmatch(_matching(_OFFSETS, "--offset", text, "N or N-M"))
-    assert found is not None
-    first, last = int(found[1]), int(found[2] or found[1])
-    if first > last:
-        raise ConfigError(f"{first} is not before {last}", "--offset", "Give the smaller one first")
-    return first, last
-
-
-def sha256_of(text: str) -> str:
-    """What --sha256 means."""
-    return _matching(_SHA256, "--sha256", text, "64 hex digits").lower()
-
-
-def key_of(text: str) -> bytes:
-    """What --key means, as query writes keys."""
-    from nap_stream.scored_log.output import text_as_bytes
-
-    try:
-        return text_as_bytes(text)
-    except ValueError as error:
-        raise ConfigError(f"not base64 after base64: ({error})", f"--key {text}") from error
-
-
-def _header(text: str) -> tuple[str, bytes | None]:
-    name, equals, value = text.partition("=")
-    return name, key_of(value) if equals else None
-
-
-def _groups(text: str) -> "list[GroupBy]":
-    from nap_stream.scored_log.counting import GroupBy
-
-    names = [name.strip() for name in text.split(",")]
-    if not set(names) <= set(GroupBy) or len(set(names)) < len(names) or len(names) > 2:  # noqa: PLR2004
-        raise ConfigError(
-            f"expected one or two of {', '.join(GroupBy)}, got {text!r}", "--by", "Give day,class"
-        )
-    return [GroupBy(name) for name in names]
 
 
 def _rows(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from nap_stream.cli.filters import key_of, sha256_of
 from nap_stream.cli.options import (
     ConfigOption,
     EvidenceOption,
@@ -26,7 +27,6 @@ from nap_stream.cli.options import (
     tell,
     tell_pruned,
 )
-from nap_stream.cli.query import key_of, sha256_of
 from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
 from nap_stream.files import publish

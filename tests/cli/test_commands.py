@@ -385,3 +385,12 @@ def test_produce_needs_a_topic_and_a_broker(nap: Call, tmp_path: Path) -> None:
     ended = nap("produce", images, "--topic", "t", "--bootstrap-servers", "no-port")
     assert ended.exit_code == 2
     assert "expected HOST:PORT" in ended.err
+
+
+def test_sql_is_asked_of_the_files_that_options_choose(nap: Call, log: Path) -> None:
+    count = ("select count(*) as n from records", "--format", "csv")
+    chosen = ("--partition", "0", "--day", "2026-01-01")
+    assert nap("sql", "--log", log, *chosen, *count).out.split() == ["n", "5"]
+    assert nap("sql", "--log", log, "--day", "2026-01-02", *count).out.split() == ["n", "0"]
+    refused = nap("sql", "--log", log, "--partition", "7", *count)
+    assert (refused.exit_code, "no partition '7'; it has 0" in refused.err) == (2, True)

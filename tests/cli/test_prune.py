@@ -147,6 +147,17 @@ def test_who_counts_pruned_rows_is_told_before_an_error_that_it_explains(
     assert ended.err.count(TOLD) == 1
 
 
+@pytest.mark.parametrize(("key", "code"), [("camera-9", 2), ("camera-1", 1)])
+def test_who_erases_is_told_that_images_of_pruned_rows_cannot_be_found(
+    key: str, code: int, nap: Call, log: Path, tmp_path: Path
+) -> None:
+    _prune(nap, log)
+    kept = tmp_path / "kept"
+    (kept / "2026-01-01").mkdir(parents=True)
+    ended = nap("erase", "--log", log, "--evidence", kept, "--key", key, "--by", "Ann")
+    assert (ended.exit_code, TOLD in ended.err) == (code, True)
+
+
 def test_the_period_beside_a_report_is_told_of_on_the_page_and_on_stderr(
     nap: Call, log: Path, tmp_path: Path
 ) -> None:

@@ -183,3 +183,14 @@ def test_mistakes_are_named(
 
     assert ended.exit_code == exit_code
     assert told in ended.err
+
+
+def test_rows_that_were_pruned_are_told_of(nap: Call, config: Path) -> None:
+    said = ("--before", "2026-02-01T00:00Z", "--by", "Ann", "--reason", "90 days")
+    assert nap("prune", "--log", config.parent / "log", *said).exit_code == 0
+
+    ended = nap("replay", "--config", config)
+
+    assert ended.err.count("rows of 2 partitions of cars with event times from ") == 1
+    assert "were pruned by Ann on " in ended.err
+    assert (ended.exit_code, " of 100 records in 2 segments" in ended.out) == (0, True)
