@@ -128,6 +128,7 @@ def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms:
         raise ConfigError(
             "the whole stream cannot be accepted", "--key", "Make another baseline from what is new"
         )
+    tell_pruned(store, settings.kafka.topic, from_ms)
     found: set[str] = set()
     with progress_bar(f"looking for {key[:MAX_KEY]!r}", unit="segments") as advance:
         for number, keys in enumerate(_keys_since(store, settings, from_ms)):
@@ -135,7 +136,6 @@ def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms:
             if key in found:
                 return
             advance(number + 1, None)
-    tell_pruned(store, settings.kafka.topic, from_ms)
     near = get_close_matches(key, sorted(found), SHOWN_KEYS) or sorted(found)[:SHOWN_KEYS]
     raise ConfigError(
         f"no record has the key {key!r} since then; of {len(found):,} others, the nearest: "

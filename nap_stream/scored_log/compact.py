@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
+from typing import Generic, Self, TypeVar
 from uuid import uuid4
 
 from nap_stream.clock import Clock, Progress
@@ -65,6 +66,12 @@ class LockOwner:
     host: str
     pid: int
     started: str
+
+    @classmethod
+    def here(cls, now_ms: int) -> Self:
+        """This process."""
+        started = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds")
+        return cls(socket.gethostname(), os.getpid(), started)
 
 
 @contextmanager
@@ -137,25 +144,14 @@ class RefusedPartition:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionReport:
-    """What a compaction did, or would do.
+@dataclass(frozen=True, kw_only=True)
+class ChainsReport:
+    """How a run over the chains ended: how many, which were refused, and whether it was stopped.
 
-    ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that an
-    interrupted run or a writer that died had left beside a compacted file that holds them.
-    ``indexed`` files that had no index of theirs have one now, beside those that were merged.
-    ``bytes_before`` are those of the merged segments, ``bytes_after`` those of their files (0 in a
-    dry run). ``stopped`` says that it was asked to end early.
+    ``stopped`` says that it was asked to end early, ``dry_run`` that it only looked.
     """
 
     partitions: int
-    segments: int = 0
-    files: int = 0
-    rows: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    leftovers: int = 0
-    indexed: int = 0
     refusals: tuple[RefusedPartition, ...] = ()
     stopped: bool = False
     dry_run: bool = False
@@ -164,6 +160,26 @@ class CompactionReport:
     def clean(self) -> bool:
         """Whether no partition was refused."""
         return not self.refusals
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactionReport(ChainsReport):
+    """What a compaction did, or would do.
+
+    ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that an
+    interrupted run or a writer that died had left beside a compacted file that holds them.
+    ``indexed`` files that had no index of theirs have one now, beside those that were merged.
+    ``bytes_before`` are those of the merged segments, ``bytes_after`` those of their files (0 in a
+    dry run).
+    """
+
+    segments: int = 0
+    files: int = 0
+    rows: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    leftovers: int = 0
+    indexed: int = 0
 
 
 def compact(
@@ -196,13 +212,13 @@ def compact(
     now_ms = clock.now_ms()
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
     chains = partitions(store, topic)
-    done = CompactionReport(len(chains), dry_run=dry_run)
-    run = _Run(store, now_ms, limits, today or now.date(), should_stop, progress, done)
+    done = CompactionReport(partitions=len(chains), dry_run=dry_run)
+    run = _Run(store, now_ms, progress, should_stop, done, limits, today or now.date())
     if dry_run:
         for partition in chains:
             run.look_at(partition)
         return run.done
-    owner = LockOwner(socket.gethostname(), os.getpid(), now.isoformat(timespec="seconds"))
+    owner = LockOwner.here(now_ms)
     with compaction_lock(store, owner, break_lock=break_lock) as check_lock:
         for partition in chains:
             run.compact(partition, check_lock, f"compaction@{owner.host}:{owner.pid}")
@@ -210,27 +226,51 @@ def compact(
     return run.done
 
 
+Report = TypeVar("Report", bound=ChainsReport)
+
+
 @dataclass(slots=True)
-class _Run:
+class ChainsRun(Generic[Report]):
+    """A run over the chains, partition by partition, and what it has done."""
+
+    store: SegmentStore
+    now_ms: int
+    progress: Progress | None
+    should_stop: Callable[[], bool]
+    done: Report
+
+    @contextmanager
+    def refusing(self, partition: TopicPartition) -> Iterator[None]:
+        """Leave a partition as it is where its chain is broken, and note why."""
+        try:
+            yield
+        except ChainBrokenError as error:
+            refused = RefusedPartition(partition, str(error))
+            self.done = replace(self.done, refusals=(*self.done.refusals, refused))
+
+    def is_stopped(self) -> bool:
+        """Ask whether to end early, and note it."""
+        if not self.done.stopped and self.should_stop():
+            self.done = replace(self.done, stopped=True)
+        return self.done.stopped
+
+
+@dataclass(slots=True)
+class _Run(ChainsRun[CompactionReport]):
     """One compaction: what it does partition by partition, and what it has done.
 
     ``now_ms`` is one for all of it: a file of an hour that is made after midnight would look like
     one of a day that is over.
     """
 
-    store: SegmentStore
-    now_ms: int
     limits: FileLimits
     today: date
-    should_stop: Callable[[], bool]
-    progress: Progress | None
-    done: CompactionReport
     large: list[str] = field(default_factory=list)
     """Files of the partition that are to have an index."""
 
     def look_at(self, partition: TopicPartition) -> None:
         """Count what would be done."""
-        with self._refusing(partition):
+        with self.refusing(partition):
             found = self._plan(partition)
             self._note(leftovers=len(found.leftovers))
             for group in found.groups:
@@ -240,7 +280,7 @@ class _Run:
         self, partition: TopicPartition, check_lock: Callable[[], None], writer_id: str
     ) -> None:
         """Remove what is left over, then merge group by group."""
-        with self._refusing(partition):
+        with self.refusing(partition):
             found = self._plan(partition)
             remove_leftovers(self.store, found.leftovers, check_lock=check_lock)
             self._note(leftovers=len(found.leftovers))
@@ -249,11 +289,10 @@ class _Run:
 
     def index(self, partition: TopicPartition, *, anew: bool) -> None:
         """Give large files that have none their index."""
-        with self._refusing(partition):
+        with self.refusing(partition):
             for _ in write_indexes(self.store, partition, self.large, anew=anew):
                 self._note(indexed=1)
-                if self.should_stop():
-                    self.done = replace(self.done, stopped=True)
+                if self.is_stopped():
                     return
 
     def _merge_all(
@@ -261,8 +300,7 @@ class _Run:
     ) -> None:
         """Merge a group into one file, or into several where its rows are large."""
         while len(group) > 1:
-            if self.done.stopped or self.should_stop():
-                self.done = replace(self.done, stopped=True)
+            if self.is_stopped():
                 return
             taken, size_bytes = merge(
                 self.store,
@@ -294,14 +332,6 @@ class _Run:
         if file.footer.merged or file.footer.rows >= LEAST_ROWS:
             self.large.append(path)
         return file
-
-    @contextmanager
-    def _refusing(self, partition: TopicPartition) -> Iterator[None]:
-        try:
-            yield
-        except ChainBrokenError as error:
-            refused = RefusedPartition(partition, str(error))
-            self.done = replace(self.done, refusals=(*self.done.refusals, refused))
 
     def _count(self, group: tuple[ChainFile, ...]) -> None:
         self._note(

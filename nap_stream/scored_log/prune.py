@@ -10,13 +10,9 @@ the next one. Until then nothing is missing that no event tells of, and `verify`
 that a seal covers. It runs under the lock of compaction, beside workers and readers.
 """
 
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow.compute as pc
@@ -25,7 +21,13 @@ from nap_stream.clock import Clock, Progress
 from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import chain_start
-from nap_stream.scored_log.compact import LockOwner, RefusedPartition, chain_file, compaction_lock
+from nap_stream.scored_log.compact import (
+    ChainsReport,
+    ChainsRun,
+    LockOwner,
+    chain_file,
+    compaction_lock,
+)
 from nap_stream.scored_log.compact_plan import (
     ChainFile,
     checked_parts,
@@ -97,31 +99,21 @@ class KeptRest:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class PruneReport:
+@dataclass(frozen=True, kw_only=True)
+class PruneReport(ChainsReport):
     """What a prune did, or would do.
 
     ``spans`` were sealed and their files removed, ``files`` of ``size_bytes``. ``finished`` files
     were those that an interrupted run had sealed; ``unsigned`` are the seals of these that no key
-    has signed, so that nothing proves who made them. ``stopped`` says that it was asked to end
-    early.
+    has signed, so that nothing proves who made them.
     """
 
-    partitions: int
     spans: tuple[PrunedSpan, ...] = ()
     files: int = 0
     size_bytes: int = 0
     finished: int = 0
     unsigned: tuple[PrunedSpan, ...] = ()
     kept: tuple[KeptRest, ...] = ()
-    refusals: tuple[RefusedPartition, ...] = ()
-    stopped: bool = False
-    dry_run: bool = False
-
-    @property
-    def clean(self) -> bool:
-        """Whether no partition was refused."""
-        return not self.refusals
 
 
 def prune(
@@ -149,14 +141,12 @@ def prune(
     require_text("reason", request.reason, MAX_COMMENT)
     now_ms = clock.now_ms()
     chains = partitions(store, request.topic)
-    run = _Run(store, request, now_ms, progress, should_stop, PruneReport(len(chains)))
+    done = PruneReport(partitions=len(chains), dry_run=dry_run)
+    run = _Run(store, now_ms, progress, should_stop, done, request)
     if dry_run:
-        run.done = replace(run.done, dry_run=True)
         run.look_at(chains)
         return run.done
-    started = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds")
-    owner = LockOwner(socket.gethostname(), os.getpid(), started)
-    with compaction_lock(store, owner, break_lock=break_lock) as check_lock:
+    with compaction_lock(store, LockOwner.here(now_ms), break_lock=break_lock) as check_lock:
         run.prune(chains, check_lock)
     return run.done
 
@@ -172,15 +162,10 @@ class _Planned:
 
 
 @dataclass(slots=True)
-class _Run:
-    """One prune: what it does partition by partition, and what it has done."""
+class _Run(ChainsRun[PruneReport]):
+    """One prune."""
 
-    store: SegmentStore
     request: Request
-    now_ms: int
-    progress: Progress | None
-    should_stop: Callable[[], bool]
-    done: PruneReport
     told: Told = field(default_factory=Told)
     read: int = 0
 
@@ -188,7 +173,7 @@ class _Run:
         """Count what would be done."""
         self._read_events()
         for partition in chains:
-            with self._refusing(partition):
+            with self.refusing(partition):
                 self._note_finished(self._leftovers(partition))
                 for planned in self._plan(partition):
                     self._note(planned)
@@ -197,7 +182,7 @@ class _Run:
         """Finish what an interrupted run has left, then seal and remove."""
         self._read_events()
         for partition in chains:
-            with self._refusing(partition):
+            with self.refusing(partition):
                 left = self._leftovers(partition)
                 check_lock()
                 remove_segments(self.store, left.paths)
@@ -242,7 +227,7 @@ class _Run:
 
     def _plans(self, partition: TopicPartition) -> Iterator[_Planned]:
         """As `_plan`. What is wrong with a chain is its own, and not of who carries plans out."""
-        with self._refusing(partition):
+        with self.refusing(partition):
             yield from self._plan(partition)
 
     def _plan(self, partition: TopicPartition) -> Iterator[_Planned]:
@@ -254,8 +239,7 @@ class _Run:
             if held and count > MAX_SEGMENTS:
                 yield self._planned(held)
                 held, count = [], len(file.footer.parts)
-            if self.should_stop():
-                self.done = replace(self.done, stopped=True)
+            if self.is_stopped():
                 break
             held.append((file, *self._counted(file)))
         if held:
@@ -403,14 +387,6 @@ class _Run:
             files=self.done.files + len(planned.files),
             size_bytes=self.done.size_bytes + sum(file.size_bytes for file in planned.files),
         )
-
-    @contextmanager
-    def _refusing(self, partition: TopicPartition) -> Iterator[None]:
-        try:
-            yield
-        except ChainBrokenError as error:
-            refused = RefusedPartition(partition, str(error))
-            self.done = replace(self.done, refusals=(*self.done.refusals, refused))
 
 
 def _bytes(held: Sequence[_Planned]) -> int:

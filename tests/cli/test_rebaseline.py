@@ -144,5 +144,5 @@ def test_without_a_baseline_there_is_nothing_to_accept_against(site: Site) -> No
 def test_what_was_pruned_of_the_stretch_is_told_of(site: Site, nap: Call, tmp_path: Path) -> None:
     said = ("--before", "2026-02-01T00:00Z", "--by", "Ann", "--reason", "90 days")
     assert nap("prune", "--log", tmp_path / "log", *said).exit_code == 0
-    ended = site.rebaseline(with_baseline(), from_="2026-01-01T12:00:01Z")
+    ended = site.rebaseline(with_baseline(), from_="2026-01-01T12:00:00Z")
     assert ended.err.count("were pruned by Ann on ") == 1
