@@ -409,6 +409,10 @@ class RayCluster:
         """Have a restart counted."""
         self._coordinator.worker_restarted.remote(name)
 
+    def replace_coordinator(self) -> None:
+        """End the coordinator's process at once; Ray starts another one."""
+        ray.kill(self._coordinator, no_restart=False)
+
     def tick(self, fleet: Fleet) -> None:
         """Have the coordinator tick, unless it still does; returns at once.
 

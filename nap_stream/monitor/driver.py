@@ -69,6 +69,9 @@ class Cluster(Protocol):
     def worker_restarted(self, name: str) -> None:
         """Have a restart counted."""
 
+    def replace_coordinator(self) -> None:
+        """End the coordinator's process at once and have another take its place."""
+
     def tick(self, fleet: Fleet) -> None:
         """Have the coordinator move the watermark on and deliver alerts; returns at once.
 
@@ -174,6 +177,7 @@ class Driver:
         self._heard_at = float("-inf")
         self._fitted_at = clock.monotonic()
         self._coordinator = _Coordinator()
+        self._was_replaced = False
 
     def run(self, stop: threading.Event) -> RunResult:
         """Supervise until the end, then shut down within one deadline.
@@ -206,22 +210,32 @@ class Driver:
             self._clock.sleep(LOOK_EVERY_S)
 
     def _listen(self) -> CoordinatorStatus | None:
-        """The coordinator's status; None while it is silent, which is tolerated for a while."""
+        """The coordinator's status; None while it is silent, which is tolerated for a while.
+
+        One that hangs is replaced, as a worker is. Where nothing answers then either, it is no
+        process that hangs, and the run ends.
+        """
         status, now = self._cluster.status(), self._clock.monotonic()
         if status is not None:
             if self._silent_since is not None:
                 self._silent_since, self._heard_at = None, now
+            self._was_replaced = False
             self._count_restart(status.started_ms, now)
             return status
         if self._silent_since is None:
             self._silent_since = now
         silence_s = now - self._silent_since
-        if silence_s >= self._settings.stall_timeout_s:
+        if silence_s < self._settings.stall_timeout_s:
+            return None
+        if self._was_replaced or not self._settings.max_restarts:
             raise WorkerGaveUpError(
                 f"the coordinator has not answered for {silence_s:.0f} s",
                 "coordinator",
                 "Its log says why; start again: the window is rebuilt from the scored log",
             )
+        structlog.get_logger().error("coordinator_replaced", silent_for_s=round(silence_s))
+        self._cluster.replace_coordinator()
+        self._was_replaced, self._silent_since = True, now
         return None
 
     def _count_restart(self, started_ms: int, now: float) -> None:

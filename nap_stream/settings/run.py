@@ -104,8 +104,8 @@ class DriverSettings(Section):
     backoff_initial_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
     stall_timeout_s: PositiveSeconds = 120.0
-    """A worker without progress for so long is replaced. A coordinator silent for so long ends the
-    run."""
+    """A worker without progress for so long is replaced, and a coordinator silent for so long. The
+    run ends where the new coordinator is silent, too."""
     start_timeout_s: PositiveSeconds = 600.0
     """How long a worker may take to be placed, to load its model and to join the group."""
     shutdown_deadline_s: PositiveSeconds = 30.0

@@ -1,4 +1,4 @@
-"""A coordinator that is killed in the middle of the stream: rows, alerts and events."""
+"""A coordinator that is killed, or hangs, in mid-stream: rows, alerts and events."""
 
 import json
 import os
@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 BEFORE, OOD, AFTER = 700, 450, 600
 RATE = 150.0
 WINDOW = 200
+STALL_S = 20.0
+"""Longer than a worker without a fault makes no progress on a busy machine."""
 
 
 def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
@@ -74,7 +76,7 @@ def _run_and_kill(
         url = metrics_url(run)
         with producing(monitor, before, RATE):
             wait_until(lambda: len(monitor.rows()) >= WINDOW + 50, "more than a window's rows")
-            _kill_coordinator(url)
+            _signal_coordinator(url, signal.SIGKILL)
             _wait_for_lines(run, "coordinator_restarted", 1)
             assert scrape(url)["nap_stream_window_records", ()] > 0
             (group,) = json.loads((tmp_path / "targets" / "nap.json").read_bytes())
@@ -82,7 +84,7 @@ def _run_and_kill(
             assert group["labels"]["nap_stream_topic"] == monitor.kafka.topic
         with producing(monitor, later, RATE):
             run.wait_for_line("alert_published")
-            _kill_coordinator(url)
+            _signal_coordinator(url, signal.SIGKILL)
             _wait_for_lines(run, "coordinator_restarted", 2)
         assert run.wait() == 0, run.tail
         assert "worker_failed" not in run.stderr
@@ -107,10 +109,57 @@ def _run_and_kill(
     assert stop.data["rows_by_status"] == {"ok": total}
 
 
-def _kill_coordinator(url: str) -> None:
+def test_a_coordinator_that_hangs_holds_no_row_up_and_is_replaced_where_it_goes_on(
+    apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    """Stopped for a moment, and continued; then stopped for good."""
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        calibration,
+        drift={"window_records": WINDOW},
+        driver={"stall_timeout_s": STALL_S},
+        metrics={"port": free_port()},
+    )
+    first, later = write_images(tmp_path / "first", BEFORE), tmp_path / "later"
+    write_images(later / "1-ood", OOD, first_seed=BEFORE, flat=True)
+    write_images(later / "2-after", AFTER, first_seed=BEFORE + OOD)
+    total = BEFORE + OOD + AFTER
+    with running(monitor, ray_head, tmp_path / "run", "--max-records", str(total)) as run:
+        url = metrics_url(run)
+        with producing(monitor, first, RATE):
+            wait_until(lambda: len(monitor.rows()) >= WINDOW, "a window's rows")
+            stopped = _signal_coordinator(url, signal.SIGSTOP)
+            logged = len(monitor.rows())
+            wait_until(lambda: len(monitor.rows()) >= logged + 150, "rows that nobody judges")
+            os.kill(stopped, signal.SIGCONT)
+            wait_until(lambda: _window(url) == WINDOW, "a full window")
+        assert "coordinator_replaced" not in run.stderr
+        with producing(monitor, later, RATE):
+            run.wait_for_line("alert_published")
+            _signal_coordinator(url, signal.SIGSTOP)
+            run.wait_for_line("coordinator_replaced")
+            _wait_for_lines(run, "coordinator_restarted", 1)
+        assert run.wait() == 0, run.tail
+        assert "worker_failed" not in run.stderr
+
+    monitor.assert_complete(total)
+    ids = [event["id"] for event in _replayed(monitor, tmp_path / "replay")]
+    sent = read_to_end(monitor.kafka, monitor.alert_topic)
+    assert [json.loads(each.value)["id"] for each in sent] == ids
+    assert len(ids) >= 2
+
+
+def _signal_coordinator(url: str, number: signal.Signals) -> int:
     port = urllib.parse.urlsplit(url).port
     assert port is not None
-    os.kill(listener_pid(port), signal.SIGKILL)
+    pid = listener_pid(port)
+    os.kill(pid, number)
+    return pid
+
+
+def _window(url: str) -> float:
+    return scrape(url)["nap_stream_window_records", ()]
 
 
 def _wait_for_lines(run: Program, text: str, count: int) -> None:

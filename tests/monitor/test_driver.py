@@ -145,6 +145,9 @@ class FakeCluster:
     def worker_restarted(self, name: str) -> None:
         self.restarted.append(name)
 
+    def replace_coordinator(self) -> None:
+        self.calls.append("replace_coordinator")
+
     def tick(self, fleet: Fleet) -> None:
         self.calls.append("tick")
         self.fleet = fleet
@@ -161,7 +164,11 @@ class FakeCluster:
 
 
 def run(
-    cluster: FakeCluster, limits: RunLimits = FOREVER, *, stop_at: float | None = None
+    cluster: FakeCluster,
+    limits: RunLimits = FOREVER,
+    *,
+    stop_at: float | None = None,
+    settings: DriverSettings = SETTINGS,
 ) -> RunResult:
     stop = threading.Event()
 
@@ -170,7 +177,7 @@ def run(
         if stop_at is not None and cluster.clock.monotonic() >= stop_at:
             stop.set()
 
-    driver = Driver(cluster, SETTINGS, limits, clock=cluster.clock, on_status=look)
+    driver = Driver(cluster, settings, limits, clock=cluster.clock, on_status=look)
     return driver.run(stop)
 
 
@@ -457,12 +464,39 @@ def test_a_coordinator_that_dies_again_and_again_ends_the_run() -> None:
         run(cluster, RunLimits(max_records=900))
 
 
-def test_a_coordinator_that_stays_silent_ends_the_run() -> None:
+def silent_between(*spans: tuple[float, float]) -> Callable[[float], CoordinatorStatus | None]:
+    """A view of a coordinator that answers nothing in these spans, and is another one after."""
+
+    def view(now: float) -> CoordinatorStatus | None:
+        if any(start <= now < end for start, end in spans):
+            return None
+        ended = sum(end <= now for _, end in spans)
+        return status(report(idle=True, sent_at_ms=int(now * 1000)), started_ms=ended)
+
+    return view
+
+
+def test_a_coordinator_that_hangs_is_replaced_once_for_each_time_that_it_does() -> None:
+    cluster = FakeCluster(
+        ManualClock(), [FakeWorker()], silent_between((10, 45), (100, 135), (300, 329))
+    )
+
+    result = run(cluster, stop_at=400)
+
+    assert result.ending is Ending.STOPPED
+    assert cluster.calls.count("replace_coordinator") == 2  # 29 s are within its patience of 30
+    assert not cluster.workers[0].killed
+
+
+@pytest.mark.parametrize(("max_restarts", "replaced"), [(2, 1), (0, 0)])
+def test_a_coordinator_that_stays_silent_ends_the_run(max_restarts: int, replaced: int) -> None:
     cluster = FakeCluster(ManualClock(), [FakeWorker()], lambda _now: None)
+    settings = SETTINGS.model_copy(update={"max_restarts": max_restarts})
 
     with pytest.raises(WorkerGaveUpError, match="coordinator has not answered for 30 s"):
-        run(cluster)
+        run(cluster, settings=settings)
 
+    assert cluster.calls.count("replace_coordinator") == replaced
     assert cluster.workers[0].stopped
 
 
