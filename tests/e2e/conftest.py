@@ -18,6 +18,7 @@ from tests.support.faulty_net import clear
 from tests.support.leftovers import short_folder
 from tests.support.waiting import PATIENCE_S
 
+LOCAL = "127.0.0.1"
 STARTED = "Ray runtime started"
 ADDRESSES = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}
 
@@ -70,12 +71,13 @@ def ray_node(
     *options: str,
     prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
+    host: str = LOCAL,
 ) -> Iterator[Program]:
     """A real ``ray start`` of another node on this machine, which has joined the cluster."""
     command = [
         *prefix,
         *("ray", "start", "--block", f"--address={head.address}", f"--num-cpus={cpus}"),
-        *("--num-gpus=0", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"),
+        *("--num-gpus=0", f"--node-ip-address={host}", "--object-store-memory=100000000"),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *_agent_ports(),
         *options,
@@ -87,28 +89,28 @@ def ray_node(
 
 @contextmanager
 def started_head(
-    output: Path, cpus: int, environ: Mapping[str, str] | None = None
+    output: Path, cpus: int, environ: Mapping[str, str] | None = None, host: str = LOCAL
 ) -> Iterator[RayHead]:
     """A real ``ray start --head``, with ``environ`` in its environment and in the programs'."""
     with short_folder() as folder:
-        head, command = head_command(folder, cpus, environ)
+        head, command = head_command(folder, cpus, environ, host)
         with head_program(head, command, output):
             yield head
 
 
 def head_command(
-    folder: Path, cpus: int, environ: Mapping[str, str] | None = None
+    folder: Path, cpus: int, environ: Mapping[str, str] | None = None, host: str = LOCAL
 ) -> tuple[RayHead, list[str]]:
     """The command that starts a head on ports of its own, with its files in a folder."""
     port, dashboard_port = free_port(), free_port()
     command = [
         *("ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--num-gpus=0"),
-        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),
+        *(f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={folder}"),
         *("--include-dashboard=true", f"--dashboard-port={dashboard_port}"),
         *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
         *_agent_ports(),
     ]
-    address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
+    address, dashboard = f"{host}:{port}", f"http://127.0.0.1:{dashboard_port}"
     known = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard, **(environ or {})}
     return RayHead(address, dashboard, known), command
 

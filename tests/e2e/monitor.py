@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nap_stream.demo.produce import produce
 from nap_stream.kafka.client import create_topics
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.read import partitions, segments
-from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores import SegmentStore, store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.processes import Program
@@ -56,6 +56,14 @@ class Monitor:
 
     kafka: KafkaSettings
     folder: Path
+    bucket: str | None = None
+    """Where the log lies, if in an object store."""
+    _writers: dict[str, str] = field(default_factory=dict, init=False)
+    """Of segments whose footers were read: they do not change."""
+
+    @property
+    def store(self) -> SegmentStore:
+        return store_at(self.bucket or self.log)
 
     @property
     def config(self) -> Path:
@@ -75,10 +83,10 @@ class Monitor:
 
     def rows(self, *columns: str) -> list[dict[str, Any]]:
         """All rows of the log, in order, with these columns beside those that name a row."""
-        if not self.log.is_dir():
+        if self.bucket is None and not self.log.is_dir():
             return []
         wanted = ("partition", "offset", "index", *columns)
-        batches = scan(LocalStore(self.log), Query(topic=self.kafka.topic), wanted)
+        batches = scan(self.store, Query(topic=self.kafka.topic), wanted)
         return [row for batch in batches for row in batch.to_pylist()]
 
     def row_names(self) -> list[Row]:
@@ -86,13 +94,14 @@ class Monitor:
 
     def writers(self) -> Counter[str]:
         """How many segments each incarnation of each worker, as worker.N@host:pid, has written."""
-        if not self.log.is_dir():
+        if self.bucket is None and not self.log.is_dir():
             return Counter()
-        return Counter(
-            read_footer(LocalStore(self.log), path).writer_id.rpartition(":")[0]
-            for partition in partitions(LocalStore(self.log), self.kafka.topic)
-            for path in segments(LocalStore(self.log), partition)
-        )
+        store = self.store
+        for partition in partitions(store, self.kafka.topic):
+            for path in segments(store, partition):
+                if path not in self._writers:
+                    self._writers[path] = read_footer(store, path).writer_id.rpartition(":")[0]
+        return Counter(self._writers.values())
 
     def pids(self) -> dict[str, int]:
         """The process of each incarnation of a worker that has written, by worker.N."""
@@ -117,7 +126,7 @@ class Monitor:
 
     def chain_ends(self) -> dict[int, int]:
         """Where each partition's chain ends; fails where the log has a defect."""
-        report = verify(LocalStore(self.log), deep=True)
+        report = verify(self.store, deep=True)
         assert report.clean, report.defects
         assert not report.gaps
         return {head.partition.partition: head.end_offset for head in report.heads}
@@ -144,7 +153,8 @@ def new_monitor(
     """Write the configuration of a monitor and create its topics."""
     folder.mkdir(parents=True, exist_ok=True)
     kafka = new_settings(bootstrap, partitions=PARTITIONS)
-    monitor = Monitor(kafka, folder)
+    root = sections.get("log", {}).get("root", "log")
+    monitor = Monitor(kafka, folder, root if "://" in root else None)
     create_topics(kafka, [monitor.alert_topic, monitor.dead_letter_topic], 1)
     tree: dict[str, Any] = {
         "kafka": {
@@ -184,6 +194,31 @@ def producing(monitor: Monitor, images: Path, rate: float) -> Iterator[None]:
         sending = pool.submit(produce, monitor.kafka, images, rate=rate, progress=keep)
         try:
             yield
+        finally:
+            is_over.set()
+    sending.result()
+
+
+@dataclass
+class Sent:
+    """How many messages `streaming` has sent, once its block is over."""
+
+    messages: int = 0
+
+
+@contextmanager
+def streaming(monitor: Monitor, images: Path, rate: float) -> Iterator[Sent]:
+    """A folder's images at a rate, again and again for as long as the block takes."""
+    is_over, sent = threading.Event(), Sent()
+
+    def send() -> None:
+        while not is_over.is_set():
+            sent.messages += produce(monitor.kafka, images, rate=rate).messages
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        try:
+            yield sent
         finally:
             is_over.set()
     sending.result()

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 from nap_stream.demo.produce import produce
-from nap_stream.scored_log.query import Query, scan
-from nap_stream.scored_log.stores import store_at
 from tests.e2e.monitor import new_monitor
 from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, nap_stream
@@ -31,13 +29,7 @@ def test_the_log_can_lie_in_an_object_store_that_the_driver_alone_has_the_keys_o
         assert run.wait() == 0, run.tail
         assert os.environ["AWS_SECRET_ACCESS_KEY"] not in run.stderr
 
-    batches = scan(store_at(s3_root), Query(), ["partition", "offset", "index", "sha256"])
-    rows = {
-        (row["partition"], row["offset"], row["index"]): row["sha256"]
-        for batch in batches
-        for row in batch.to_pylist()
-    }
-    assert rows == monitor.topic_rows(IMAGES)
+    monitor.assert_complete(IMAGES)
     check = nap_stream("verify", "--config", monitor.config, "--deep", "--against-broker")
     with Program(check, tmp_path / "verify") as verify:
         assert verify.wait() == 0, verify.tail

@@ -43,13 +43,13 @@ message.max.bytes=52428800
 """
 _FIRST_NODE = """\
 process.roles=broker,controller
-listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
+listeners=PLAINTEXT://{host}:{port},SASL://{host}:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port},SASL://{host}:{sasl_port}
 """
 _OTHER_NODE = """\
 process.roles=broker
-listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
+listeners=PLAINTEXT://{host}:{port},SASL://{host}:{sasl_port}
+advertised.listeners=PLAINTEXT://{host}:{port},SASL://{host}:{sasl_port}
 """
 ACCESS_CONTROL = """\
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
@@ -108,6 +108,7 @@ class ApacheKafka:
         folder: For configuration, data and log; it must be empty.
         first: Makes this one a second broker, of the cluster of that first one.
         extra: Lines to add to the configuration.
+        host: The address at which clients find it.
         keeps_classes: Has Java's archive of its classes written when it ends, where there is none
             yet: whatever starts after that takes half of the time.
     """
@@ -119,6 +120,7 @@ class ApacheKafka:
         *,
         first: "ApacheKafka | None" = None,
         extra: str = "",
+        host: str = "127.0.0.1",
         keeps_classes: bool = False,
     ) -> None:
         self._classpath = f"{jars}/*"
@@ -129,13 +131,14 @@ class ApacheKafka:
         port, sasl_port = free_port(), free_port()
         self.node = 2 if first else 1
         self.controller_port: int = first.controller_port if first else free_port()
-        self.bootstrap = f"127.0.0.1:{port}"
-        self.sasl_bootstrap = f"127.0.0.1:{sasl_port}"
+        self.bootstrap = f"{host}:{port}"
+        self.sasl_bootstrap = f"{host}:{sasl_port}"
         self._properties = folder / "server.properties"
         template = _PROPERTIES + (_OTHER_NODE if first else _FIRST_NODE) + extra
         self._properties.write_text(
             template.format(
                 node=self.node,
+                host=host,
                 port=port,
                 sasl_port=sasl_port,
                 controller_port=self.controller_port,

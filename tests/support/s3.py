@@ -53,6 +53,7 @@ class FaultProxy:
     """
 
     target: int
+    host: str = HOST
     requests: list[tuple[str, str]] = field(default_factory=list)
     port: int = 0
     _faults: list[tuple[str, Fault | None]] = field(default_factory=list)
@@ -68,7 +69,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def fail(self, method: str, *faults: Fault | None) -> None:
         """The next requests with this method: a fault each, None to let one pass."""
@@ -164,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def __init__(self, proxy: FaultProxy) -> None:
-        super().__init__((HOST, 0), _Handler)
+        super().__init__((proxy.host, 0), _Handler)
         self.proxy = proxy
 
     daemon_threads = True
@@ -175,9 +176,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def fault_proxy(target: int) -> Iterator[FaultProxy]:
+def fault_proxy(target: int, host: str = HOST) -> Iterator[FaultProxy]:
     """A proxy before the server at a port of this machine, gone afterwards."""
-    proxy = FaultProxy(target)
+    proxy = FaultProxy(target, host)
     server = _Server(proxy)
     proxy.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
