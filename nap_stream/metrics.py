@@ -105,15 +105,8 @@ class Metrics:
             "slow log, or at work on a batch (model).",
             ["part"],
         )
-        self.images_per_second = gauge(
-            "images_per_second", "Images scored a second, over the last reports of all workers."
-        )
-        self.workers = gauge("workers", "Workers that have reported lately.")
-        self.workers_expected = gauge("workers_expected", "Workers that the settings ask for.")
         self.start_time = gauge("start_time_seconds", "Unix time when this coordinator started.")
-        self.workers_waiting = gauge(
-            "workers_waiting", "Workers that wait for the log, the dead-letter topic or the broker."
-        )
+        self._add_workers(gauge)
         self.last_commit = gauge(
             "last_commit_timestamp_seconds", "Unix time of the last offset commit."
         )
@@ -162,6 +155,20 @@ class Metrics:
         self._add_checkpoints(counter, gauge)
         self._add_blocks(gauge)
         self._start_series(version)
+
+    def _add_workers(self, gauge: Callable[..., Gauge]) -> None:
+        self.images_per_second = gauge(
+            "images_per_second", "Images scored a second, over the last reports of all workers."
+        )
+        self.workers = gauge("workers", "Workers that have reported lately.")
+        self.workers_expected = gauge("workers_expected", "Workers that the settings ask for.")
+        self.clock_skew = gauge(
+            "clock_skew_seconds",
+            "How far the clock of a worker's machine is from the coordinator's, at most.",
+        )
+        self.workers_waiting = gauge(
+            "workers_waiting", "Workers that wait for the log, the dead-letter topic or the broker."
+        )
 
     def _add_fractions(self, gauge: Callable[..., Gauge]) -> None:
         self.ood_fraction = gauge("ood_fraction", "OOD fraction of the rolling window.")

@@ -429,7 +429,9 @@ EVIDENCE_OUTCOMES: tuple[EvidenceOutcome, ...] = get_args(EvidenceOutcome)
 class WorkerReport:
     """A worker's sign of life, sent about once a second.
 
-    Counts are totals since the worker's start, so that a lost report loses nothing.
+    ``number`` counts the reports of an incarnation: clocks may jump. ``sent_at_ms`` is by the clock
+    of the worker's machine. Counts are totals since the worker's start, so that a lost report loses
+    nothing.
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
     ``work_done`` grows with every step that makes progress, and while there is nothing to score
     and the broker answers; ``idle`` is true when, besides, no row waits for its
@@ -444,6 +446,7 @@ class WorkerReport:
 
     worker: str
     incarnation: int
+    number: int
     sent_at_ms: int
     work_done: int
     idle: bool

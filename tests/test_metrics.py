@@ -39,6 +39,7 @@ SERIES = {
     "nap_stream_workers",
     "nap_stream_workers_expected",
     "nap_stream_start_time_seconds",
+    "nap_stream_clock_skew_seconds",
     "nap_stream_workers_waiting",
     "nap_stream_last_commit_timestamp_seconds",
     "nap_stream_partition_lag_offsets",

@@ -106,9 +106,7 @@ class Coordinator:
         self._past: CatchUpFilter | None = None
         self._looked_s = -math.inf
         self._workers = WorkerTable(self.metrics, Fleet(settings.worker.at_least))
-        self._partitions = PartitionTable(
-            self.metrics, settings.driver.stall_timeout_s, settings.driver.start_timeout_s
-        )
+        self._partitions = PartitionTable(self.metrics, settings.driver)
         self._rows: Counter[Status] = Counter()
 
     def start(self, since: LogEnds | None = None) -> None:
@@ -174,6 +172,7 @@ class Coordinator:
         """Take a worker's sign of life."""
         with self._lock:
             now_s = self._clock.monotonic()
+            self._workers.clocks.take(report, self._clock.now_ms())
             if self._workers.take(report, now_s):
                 for partition in self._partitions.take(report, now_s):
                     self._monitor.partitions.hold(partition)
@@ -277,6 +276,7 @@ class Coordinator:
                 workers_expected=self._workers.expected,
                 signing_failure=self._signer.failure,
                 events_lost=self._journal.loss,
+                wrong_clocks=self._workers.clocks.wrong(),
             )
 
     def health(self) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ class _Slot:
     start_after: float = 0.0
     progress: tuple[int, int] | None = None
     progress_at: float = 0.0
-    report_sent_at_ms: int | None = None
+    report_number: int | None = None
     report_at: float = 0.0
     leave_by: float | None = None
     """Until when it may take to leave, having been asked to; None where it was not."""
@@ -343,7 +343,7 @@ class Driver:
         slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
         self._incarnations[slot.name] = slot.incarnation + 1
         slot.started_at = slot.progress_at = slot.report_at = now
-        slot.progress = slot.report_sent_at_ms = None
+        slot.progress = slot.report_number = None
         structlog.get_logger().info(
             "worker_started", worker=slot.name, incarnation=slot.incarnation
         )
@@ -446,11 +446,11 @@ def _is_final(cause: Exception | None) -> TypeGuard[NapStreamError]:
 
 def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:
     """Take note of a report; the time before one that says what it waits for does not count."""
-    if report.sent_at_ms != slot.report_sent_at_ms:
+    if report.number != slot.report_number:
         if report.waiting_for is not None:
             slot.progress_at = min(now, slot.progress_at + now - slot.report_at)
-        slot.report_sent_at_ms, slot.report_at = report.sent_at_ms, now
-    progress = (report.sent_at_ms if report.idle else -1, report.work_done)
+        slot.report_number, slot.report_at = report.number, now
+    progress = (report.number if report.idle else -1, report.work_done)
     if progress != slot.progress:
         slot.progress, slot.progress_at = progress, now
 

@@ -33,8 +33,9 @@ class CoordinatorStatus:
     when all this was so. An OOD fraction is stale whose newest image is older than
     ``stale_after_s``. ``workers_expected`` is how many the settings ask for. ``signing_failure``
     says why the log's newest signed checkpoint was not made; None where it was, or none is wanted.
-    ``events_lost`` says what the log's chain of events lacks for good. ``started_ms`` is when this
-    coordinator started, and ``metrics_url`` where it is scraped, once it is.
+    ``events_lost`` says what the log's chain of events lacks for good. ``wrong_clocks`` says whose
+    clocks are far from the coordinator's. ``started_ms`` is when this coordinator started, and
+    ``metrics_url`` where it is scraped, once it is.
     """
 
     rows_by_status: Mapping[Status, int]
@@ -55,6 +56,7 @@ class CoordinatorStatus:
     workers_expected: int = 1
     signing_failure: str | None = None
     events_lost: str | None = None
+    wrong_clocks: tuple[str, ...] = ()
     started_ms: int = 0
     metrics_url: str | None = None
 
@@ -106,6 +108,7 @@ def _degraded(status: CoordinatorStatus) -> Iterator[str]:
         yield f"where the log ends was not signed: {status.signing_failure}"
     if status.events_lost is not None:
         yield status.events_lost
+    yield from status.wrong_clocks
     if unscored is not None and unscored.severity is not None:
         since = moment(rfc3339(drift.unscored_since_ms or unscored.start_ms))
         statuses = ", ".join(f"{name} {count:,}" for name, count in unscored.by_status)

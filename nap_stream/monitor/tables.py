@@ -17,6 +17,8 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
+from nap_stream.scored_log.summary import MAX_CLOCK_SKEW_MS
+from nap_stream.settings.run import DriverSettings
 
 HEALTHY_REPORT_AGE_S = 30.0
 """Thirty reports missed: the worker is gone or cannot reach the coordinator."""
@@ -40,13 +42,14 @@ class PartitionTable:
     """The progress of each partition; tells which are expected to bring more.
 
     A partition that does not move, or that no worker has, is expected to bring more for at most
-    ``stall_timeout_s``; one that no worker has reported yet, for ``start_timeout_s``: workers load
-    their models first. All times are of the monotonic clock.
+    the driver's ``stall_timeout_s``; one that no worker has reported yet, for ``start_timeout_s``:
+    workers load their models first. All times are of the monotonic clock.
     """
 
-    def __init__(self, metrics: Metrics, stall_timeout_s: float, start_timeout_s: float) -> None:
+    def __init__(self, metrics: Metrics, patience: DriverSettings) -> None:
         self._metrics = metrics
-        self._stall_timeout_s, self._start_timeout_s = stall_timeout_s, start_timeout_s
+        self._stall_timeout_s = patience.stall_timeout_s
+        self._start_timeout_s = patience.start_timeout_s
         self._seen: dict[TopicPartition, _Seen] = {}
         self._awaited_since_s: dict[TopicPartition, float] = {}
 
@@ -116,6 +119,8 @@ def _is_behind(seen: _Seen, logged_end: int | None) -> bool:
     return seen.progress.lag != 0 or seen.progress.position > done
 
 
+REPORTS = 5
+"""As many are not all late where the coordinator was held up once."""
 RATE_WINDOW_S = 10.0
 """Ten reports: long enough to be steady, short enough to follow."""
 _TOTALS = (
@@ -148,6 +153,7 @@ class WorkerTable:
         self._last_commit_ms = 0
         self._fleet = fleet
         self.totals: Totals[str] = Totals()
+        self.clocks = ClockTable(metrics)
         self.restarts = 0
 
     def take(self, report: WorkerReport, now_s: float) -> bool:
@@ -171,6 +177,7 @@ class WorkerTable:
     def expect(self, fleet: Fleet) -> None:
         """Learn which workers there are to be; forget the others."""
         self._fleet = fleet
+        self.clocks.expect(fleet.names)
         for name in self._workers.keys() - set(fleet.names):
             del self._workers[name]
 
@@ -255,6 +262,48 @@ class WorkerTable:
         return counter
 
 
+class ClockTable:
+    """How far the clocks of the workers' machines are from the coordinator's own.
+
+    A report that was long on its way looks like a clock that is behind. So of a worker's last
+    `REPORTS` the one counts that looks least so.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._ahead_ms: dict[str, deque[int]] = {}
+
+    def take(self, report: WorkerReport, now_ms: int) -> None:
+        """Take a report that came at ``now_ms``, by the coordinator's clock."""
+        ahead = self._ahead_ms.setdefault(report.worker, deque(maxlen=REPORTS))
+        ahead.append(report.sent_at_ms - now_ms)
+        self._metrics.clock_skew.set(max(map(abs, self._skews().values())) / 1000)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Forget all workers but these."""
+        for name in self._ahead_ms.keys() - set(names):
+            del self._ahead_ms[name]
+
+    def wrong(self) -> tuple[str, ...]:
+        """Say whose clock is far from the coordinator's."""
+        return tuple(
+            _wrong(worker, skew_ms)
+            for worker, skew_ms in sorted(self._skews().items())
+            if abs(skew_ms) > MAX_CLOCK_SKEW_MS
+        )
+
+    def _skews(self) -> dict[str, int]:
+        return {worker: max(ahead) for worker, ahead in self._ahead_ms.items()}
+
+
+def _wrong(worker: str, skew_ms: int) -> str:
+    where = "ahead of" if skew_ms > 0 else "behind"
+    return (
+        f"the clock of {worker} is {abs(skew_ms) / 1000:,.0f} s {where} the coordinator's: the "
+        "times of its rows are wrong, and drift may be judged wrongly. Set both machines' by NTP"
+    )
+
+
 def driver_silence(silence_s: float) -> tuple[str, ...]:
     """Say that nobody supervises the run, where the driver has not asked for long."""
     if silence_s < ALIVE_S:
@@ -263,7 +312,7 @@ def driver_silence(silence_s: float) -> tuple[str, ...]:
 
 
 def _age(report: WorkerReport) -> tuple[int, int]:
-    return report.incarnation, report.sent_at_ms
+    return report.incarnation, report.number
 
 
 def _rate(images: deque[tuple[float, int]], now_s: float) -> float:

@@ -99,6 +99,7 @@ class WorkerCounters:
         self._out_of_memory = 0
         self._evidence = dict.fromkeys(EVIDENCE_OUTCOMES, 0)
         self._evidence_bytes = 0
+        self._reports = 0
         self.work_done = self.rows = self.images_scored = self.dead_letters = 0
         self.decode_warnings = 0
         self.segments_published = self.segment_conflicts = self.rebalances = 0
@@ -142,9 +143,11 @@ class WorkerCounters:
             seconds, self._stage_seconds = tuple(self._stage_seconds), []
             out_of_memory = self._out_of_memory
             evidence, evidence_bytes = tuple(self._evidence.values()), self._evidence_bytes
+        self._reports += 1
         return WorkerReport(
             worker=self._worker,
             incarnation=self._incarnation,
+            number=self._reports,
             sent_at_ms=sent_at_ms,
             work_done=self.work_done,
             idle=idle,

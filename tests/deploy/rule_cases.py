@@ -339,6 +339,10 @@ CASES: dict[str, list[Case]] = {
         fires("for ten minutes", 10, {"workers_waiting": "1x30"}),
         quiet("for a moment", 10, {"workers_waiting": "0x7 1x30"}),
     ],
+    "NapStreamClockWrong": [
+        fires("by an hour", 10, {"clock_skew_seconds": "3600x30"}),
+        quiet("by a minute, and for a moment by more", 10, {"clock_skew_seconds": "60x7 90x30"}),
+    ],
     "NapStreamWorkersRestarting": [
         fires("in the first sample", 1, {"worker_restarts_total": "4x30"}),
         fires("four within half an hour", 60, {"worker_restarts_total": "9x40 10 11 12 13x60"}),

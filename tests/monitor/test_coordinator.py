@@ -373,7 +373,7 @@ def test_what_workers_wait_for_is_told() -> None:
         assert coordinator.health() == ("worker-0 waits for the scored log: the disk is full",)
         assert coordinator.ready() == ()
         assert value(coordinator, "workers_waiting") == 1
-        coordinator.report(report("worker-0", sent_at_ms=1))
+        coordinator.report(report("worker-0", number=1))
         coordinator.tick()
         assert coordinator.status().waiting_for == {}
         assert coordinator.health() == ()
@@ -460,8 +460,8 @@ def test_a_partition_that_lags_is_waited_for() -> None:
         for second in range(30):
             lagging = PartitionProgress(partition(1), second, 100 - second, None)
             leading = PartitionProgress(partition(0), 200, 0, None)
-            coordinator.report(report("worker-0", sent_at_ms=second, partitions=(leading,)))
-            coordinator.report(report("worker-1", sent_at_ms=second, partitions=(lagging,)))
+            coordinator.report(report("worker-0", number=second, partitions=(leading,)))
+            coordinator.report(report("worker-1", number=second, partitions=(lagging,)))
             if second == 1:
                 coordinator.submit(summary(0, 0, CALM))
             coordinator.tick()
@@ -481,7 +481,7 @@ def test_a_partition_that_a_worker_names_is_waited_for_once() -> None:
         coordinator.submit(summary(0, 0, CALM))
         assert coordinator.status().drift.window_records == 0
         clock.advance(10)
-        coordinator.report(report(sent_at_ms=1, partitions=(quiet,)))
+        coordinator.report(report(number=1, partitions=(quiet,)))
         coordinator.tick()
         assert coordinator.status().drift.window_records == 40
 
@@ -497,7 +497,7 @@ def test_a_worker_that_died_is_waited_for() -> None:
         for second in range(20):
             clock.advance(1)
             mine = PartitionProgress(partition(0), 100 + second, 0, None)
-            coordinator.report(report(sent_at_ms=second, partitions=(mine,)))
+            coordinator.report(report(number=second, partitions=(mine,)))
             coordinator.tick()
         coordinator.submit(summary(0, 100, CALM[100:]))
         clock.advance(1)
@@ -641,7 +641,7 @@ def test_many_threads_lose_and_repeat_nothing() -> None:
             for sent, each in enumerate(chain):
                 coordinator.submit(each)
                 coordinator.report(
-                    report(chain[0].path, sent_at_ms=sent, images_scored=each.end_offset)
+                    report(chain[0].path, number=sent, images_scored=each.end_offset)
                 )
                 coordinator.tick()
                 coordinator.status()

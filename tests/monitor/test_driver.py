@@ -362,7 +362,7 @@ def test_time_waited_does_not_count_and_time_wedged_before_and_after_does() -> N
 
 def test_a_worker_whose_last_words_were_that_it_waits_is_replaced_when_it_falls_silent() -> None:
     """A thread that polls and hangs sends no reports."""
-    hung = report(work_done=7, waiting_for=WAITING, sent_at_ms=1)
+    hung = report(work_done=7, waiting_for=WAITING, number=1)
     cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], lambda _now: status(hung))
 
     run(cluster, stop_at=40)
@@ -386,7 +386,7 @@ def test_a_worker_that_waits_is_not_idle() -> None:
 
 
 def test_a_worker_that_falls_silent_is_replaced() -> None:
-    silent = report(idle=True, sent_at_ms=0)
+    silent = report(idle=True, number=0)
     cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], lambda _now: status(silent))
 
     run(cluster, stop_at=40)
@@ -440,7 +440,7 @@ def coordinator_dies_at(*moments: float) -> Callable[[float], CoordinatorStatus]
 
     def view(now: float) -> CoordinatorStatus:
         return status(
-            report(idle=True, sent_at_ms=int(now * 1000)),
+            report(idle=True, number=int(now * 1000)),
             rows=int(now),
             started_ms=max((int(at * 1000) for at in moments if at <= now), default=0),
         )
@@ -552,7 +552,7 @@ def test_ends_when_enough_records_are_logged() -> None:
 
 
 def _sent(given: WorkerReport, now: float) -> WorkerReport:
-    return replace(given, sent_at_ms=int(now * 1000))
+    return replace(given, number=int(now * 1000))
 
 
 def test_as_many_workers_as_are_wanted_come_and_go_without_a_restart_counted() -> None:

@@ -2,11 +2,13 @@ import pytest
 
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.fleet import Fleet
-from nap_stream.monitor.tables import PartitionTable, WorkerTable
+from nap_stream.monitor.tables import REPORTS, ClockTable, PartitionTable, WorkerTable
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
+from nap_stream.settings.run import DriverSettings
 from tests.support.summaries import partition, report
 
 STALL_S, START_S = 60.0, 600.0
+PATIENCE = DriverSettings(stall_timeout_s=STALL_S, start_timeout_s=START_S)
 FLEET = Fleet(1)
 
 
@@ -23,20 +25,20 @@ def logged(ends: dict[int, int]) -> dict[TopicPartition, int]:
 
 
 def test_a_partition_with_a_lag_is_expected_to_bring_more() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     table.take(told("a", progress(0, 5, lag=3), progress(1, 5), progress(2, 5, lag=None)), 0.0)
     ends = logged({0: 5, 1: 5, 2: 5})
     assert table.expected(0.0, ends.get) == [partition(0), partition(2)]
 
 
 def test_a_partition_with_unpublished_rows_is_expected_to_bring_more() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     table.take(told("a", progress(0, 5), progress(1, 5)), 0.0)
     assert table.expected(0.0, logged({0: 5, 1: 4}).get) == [partition(1)]
 
 
 def test_tells_which_are_new() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     assert table.take(told("a", progress(0, 5), progress(1, 5)), 0.0) == [
         partition(0),
         partition(1),
@@ -45,7 +47,7 @@ def test_tells_which_are_new() -> None:
 
 
 def test_where_nothing_is_logged_the_first_position_counts() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     table.take(told("a", progress(0, 5)), 0.0)
     assert table.expected(0.0, logged({}).get) == []
     table.take(told("a", progress(0, 6)), 1.0)
@@ -53,14 +55,14 @@ def test_where_nothing_is_logged_the_first_position_counts() -> None:
 
 
 def test_a_partition_that_is_stuck_is_not_waited_for_for_ever() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     for second in range(100):
         table.take(told("a", progress(0, 5, lag=3), progress(1, second, lag=3)), float(second))
     assert table.expected(99.0, logged({0: 5, 1: 0}).get) == [partition(1)]
 
 
 def test_a_partition_without_a_worker_is_waited_for_a_while() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     table.take(told("a", progress(0, 5)), 0.0)
     ends = logged({0: 5})
     assert table.expected(5.0, ends.get) == []
@@ -70,7 +72,7 @@ def test_a_partition_without_a_worker_is_waited_for_a_while() -> None:
 
 
 def test_what_the_log_has_is_waited_for_until_a_worker_reports_it() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table = PartitionTable(Metrics("1"), PATIENCE)
     table.wait_for([partition(0), partition(1)], 100.0)
     ends = logged({0: 5, 1: 5})
     assert table.expected(100.0 + STALL_S, ends.get) == [partition(0), partition(1)]
@@ -81,7 +83,7 @@ def test_what_the_log_has_is_waited_for_until_a_worker_reports_it() -> None:
 
 def test_series_follow_the_partition() -> None:
     metrics = Metrics("1")
-    table = PartitionTable(metrics, STALL_S, START_S)
+    table = PartitionTable(metrics, PATIENCE)
 
     def lag(number: int) -> float | None:
         labels = {"topic": "images", "partition": str(number)}
@@ -104,12 +106,12 @@ def test_series_follow_the_partition() -> None:
 def test_totals_are_counted_once() -> None:
     metrics = Metrics("1")
     table = WorkerTable(metrics, FLEET)
-    table.take(report(sent_at_ms=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
-    table.take(report(sent_at_ms=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
-    table.take(report(sent_at_ms=3, images_scored=25, rebalances=2, out_of_memory=3), 3.0)
+    table.take(report(number=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
+    table.take(report(number=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
+    table.take(report(number=3, images_scored=25, rebalances=2, out_of_memory=3), 3.0)
     # A report that was lost and comes after a newer one.
-    assert not table.take(report(sent_at_ms=2, images_scored=20), 3.1)
-    table.take(report("worker-1", sent_at_ms=1, images_scored=5, decode_warnings=4), 3.2)
+    assert not table.take(report(number=2, images_scored=20), 3.1)
+    table.take(report("worker-1", number=1, images_scored=5, decode_warnings=4), 3.2)
     assert table.totals["images_scored"] == 30
     value = metrics.registry.get_sample_value
     assert value("nap_stream_images_scored_total") == 30
@@ -117,16 +119,16 @@ def test_totals_are_counted_once() -> None:
     assert value("nap_stream_rebalances_total") == 2
     assert value("nap_stream_out_of_memory_total") == 3
     assert value("nap_stream_decode_warnings_total") == 4
-    assert table.reports()["worker-0"].sent_at_ms == 3
+    assert table.reports()["worker-0"].number == 3
 
 
 def test_the_time_of_scoring_threads_is_counted_once() -> None:
     metrics = Metrics("1")
     table = WorkerTable(metrics, FLEET)
-    table.take(report(sent_at_ms=1, time_parts=(1.0, 0.0, 2.5, 0.25)), 1.0)
-    table.take(report(sent_at_ms=3, time_parts=(1.5, 0.0, 4.5, 0.25)), 3.0)
-    table.take(report(sent_at_ms=2, time_parts=(1.25, 0.0, 3.0, 0.25)), 3.1)
-    table.take(report("worker-1", sent_at_ms=1, time_parts=(0.0, 0.5, 1.0, 0.0)), 3.2)
+    table.take(report(number=1, time_parts=(1.0, 0.0, 2.5, 0.25)), 1.0)
+    table.take(report(number=3, time_parts=(1.5, 0.0, 4.5, 0.25)), 3.0)
+    table.take(report(number=2, time_parts=(1.25, 0.0, 3.0, 0.25)), 3.1)
+    table.take(report("worker-1", number=1, time_parts=(0.0, 0.5, 1.0, 0.0)), 3.2)
 
     def seconds(part: str) -> float | None:
         return metrics.registry.get_sample_value("nap_stream_scoring_seconds_total", {"part": part})
@@ -138,11 +140,11 @@ def test_the_time_of_scoring_threads_is_counted_once() -> None:
 
 def test_an_incarnation_starts_from_zero() -> None:
     table = WorkerTable(Metrics("1"), FLEET)
-    table.take(report(sent_at_ms=1, segments_published=4), 1.0)
-    table.take(report(incarnation=1, sent_at_ms=5, segments_published=2), 5.0)
+    table.take(report(number=1, segments_published=4), 1.0)
+    table.take(report(incarnation=1, number=5, segments_published=2), 5.0)
     # The last words of the one before.
-    assert not table.take(report(sent_at_ms=2, segments_published=5), 5.1)
-    table.take(report(incarnation=1, sent_at_ms=6, segments_published=3), 6.0)
+    assert not table.take(report(number=2, segments_published=5), 5.1)
+    table.take(report(incarnation=1, number=6, segments_published=3), 6.0)
     assert table.totals["segments_published"] == 8
     assert table.reports()["worker-0"].incarnation == 1
 
@@ -150,8 +152,8 @@ def test_an_incarnation_starts_from_zero() -> None:
 def test_disagreements_are_counted_by_kind_and_once() -> None:
     metrics = Metrics("1")
     table = WorkerTable(metrics, FLEET)
-    for sent_at_ms in (1, 2):
-        table.take(report(sent_at_ms=sent_at_ms, offsets_ahead=1, offsets_behind=2), 1.0)
+    for number in (1, 2):
+        table.take(report(number=number, offsets_ahead=1, offsets_behind=2), 1.0)
     table.take(report("worker-1", offsets_missing=3), 1.0)
 
     value = metrics.registry.get_sample_value
@@ -184,8 +186,8 @@ def test_rate_is_that_of_the_last_reports() -> None:
     assert table.images_per_second(0.0) == 0.0
     for second in range(21):
         images = 100 * second if second < 10 else 1_000 + 10 * (second - 10)
-        table.take(report(sent_at_ms=second, images_scored=images), float(second))
-        table.take(report("worker-1", sent_at_ms=second, images_scored=2 * second), float(second))
+        table.take(report(number=second, images_scored=images), float(second))
+        table.take(report("worker-1", number=second, images_scored=2 * second), float(second))
     assert table.images_per_second(20.0) == pytest.approx(12.0)
     assert table.images_per_second(29.5) == 0.0
 
@@ -194,7 +196,7 @@ def test_rate_is_unharmed_by_a_restart() -> None:
     table = WorkerTable(Metrics("1"), FLEET)
     table.take(report(images_scored=1_000), 1.0)
     table.take(report(incarnation=1, images_scored=0), 2.0)
-    table.take(report(incarnation=1, sent_at_ms=1, images_scored=10), 3.0)
+    table.take(report(incarnation=1, number=1, images_scored=10), 3.0)
     assert table.images_per_second(3.0) == pytest.approx(10.0)
 
 
@@ -241,3 +243,51 @@ def test_workers_that_are_not_wanted_any_more_are_forgotten_and_those_without_a_
     value = metrics.registry.get_sample_value
     assert (value("nap_stream_workers"), value("nap_stream_workers_expected")) == (1, 2)
     assert table.totals["images_scored"] == 14, "what it did is counted all the same"
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "words"), [(3600, "3,600 s ahead of"), (-3600, "3,600 s behind")]
+)
+def test_a_clock_that_is_an_hour_off_is_named_until_it_is_right_again(
+    skew_s: int, words: str
+) -> None:
+    metrics = Metrics("1")
+    clocks = ClockTable(metrics)
+    for number in range(REPORTS):
+        clocks.take(report("a", sent_at_ms=number * 1000 + skew_s * 1000), number * 1000)
+        clocks.take(report("b", sent_at_ms=number * 1000 - 200), number * 1000)
+
+    (said,) = clocks.wrong()
+    assert said.startswith(f"the clock of a is {words} the coordinator's")
+    assert metrics.registry.get_sample_value("nap_stream_clock_skew_seconds") == 3600
+
+    for number in range(REPORTS):
+        clocks.take(report("a", sent_at_ms=number * 1000), number * 1000)
+    assert clocks.wrong() == ()
+    assert metrics.registry.get_sample_value("nap_stream_clock_skew_seconds") == pytest.approx(0.2)
+
+
+def test_reports_that_were_held_up_together_tell_nothing_of_a_clock() -> None:
+    clocks = ClockTable(Metrics("1"))
+    clocks.take(report("a", sent_at_ms=99_900), 100_000)
+    # The coordinator hangs for two minutes, and then takes what has come meanwhile.
+    for second in range(101, 221):
+        clocks.take(report("a", sent_at_ms=second * 1000), 221_000)
+    assert clocks.wrong() == ()
+
+
+def test_the_clock_of_a_worker_that_is_no_more_is_forgotten() -> None:
+    table = WorkerTable(Metrics("1"), FLEET)
+    table.clocks.take(report("worker-7", sent_at_ms=10**9), 0)
+    assert table.clocks.wrong()
+
+    table.expect(Fleet(1))
+
+    assert table.clocks.wrong() == ()
+
+
+def test_a_clock_that_jumps_back_makes_no_report_an_old_one() -> None:
+    table = WorkerTable(Metrics("1"), FLEET)
+    assert table.take(report(number=1, sent_at_ms=7_200_000), 1.0)
+    assert table.take(report(number=2, sent_at_ms=3_601_000, work_done=5), 2.0)
+    assert table.reports()["worker-0"].work_done == 5

@@ -142,7 +142,7 @@ class Site:
 
     def _meet_workers(self, coordinator: Coordinator) -> None:
         known = tuple(PartitionProgress(partition(n), 0, 1, None) for n in range(2))
-        coordinator.report(report(sent_at_ms=next(self._numbers), partitions=known))
+        coordinator.report(report(number=next(self._numbers), partitions=known))
         self.attempt(coordinator.tick)
 
 
@@ -569,7 +569,7 @@ def test_workers_may_take_long_to_come_back_and_nothing_is_late_for_that() -> No
         PartitionProgress(partition(0), 650, 0, None),
         PartitionProgress(partition(1), 120, 480, None),
     )
-    second.report(report(sent_at_ms=NOW_MS, partitions=known))
+    second.report(report(number=NOW_MS, partitions=known))
     for each in behind[3:]:
         site.log.durable.append(each)
         second.submit(each)
@@ -592,7 +592,7 @@ def idle(coordinator: Coordinator, clock: ManualClock, *known: PartitionProgress
     """Workers report that nothing more is to be read, until partitions count as idle."""
     for second in range(20):
         clock.advance(1)
-        coordinator.report(report(sent_at_ms=NOW_MS + 1_000 * second, partitions=known))
+        coordinator.report(report(number=NOW_MS + 1_000 * second, partitions=known))
         coordinator.tick()
 
 

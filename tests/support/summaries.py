@@ -189,6 +189,7 @@ def settings(**sections: dict[str, Any]) -> Settings:
 def report(worker: str = "worker-0", incarnation: int = 0, **values: Any) -> WorkerReport:
     """A worker's report in which nothing has happened but ``values``."""
     fields: dict[str, Any] = {
+        "number": 0,
         "sent_at_ms": 0,
         "work_done": 0,
         "idle": False,

@@ -11,8 +11,9 @@ from typing import BinaryIO
 from nap_stream.errors import LogRootError, NotAFileError, ScoredLogError
 from nap_stream.scored_log.format import is_temporary, temporary_name
 
-LEFTOVER_AGE_MS = 3_600_000
-"""A temporary file so old belongs to a writer that died: writing one takes milliseconds."""
+LEFTOVER_AGE_MS = 86_400_000
+"""A temporary file so old belongs to a writer that died: writing one takes milliseconds. A clock
+that is wrong by hours removes none of another writer."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
