@@ -1,62 +1,41 @@
-"""Workers and coordinator as Ray actors. Beside `session`, the only module that imports ray."""
+"""Workers and coordinator as Ray actors. With `cluster` and `session`, all that imports ray."""
 
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import structlog
 from prometheus_client import disable_created_metrics
-from ray.exceptions import RayError, RayTaskError
 from ray.util import get_node_ip_address
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nap_stream.alert.sinks import TracedSink, open_sinks
 from nap_stream.clock import Deadline, StopRequest, SystemClock
 from nap_stream.drift.records import CalibrationFacts
-from nap_stream.errors import NapStreamError, WorkerError
-from nap_stream.files import full_disk
+from nap_stream.errors import NapStreamError
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
-from nap_stream.monitor.fleet import Fleet, Needs, require_room, wanted
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.session import (
-    NAMESPACE,
     Claims,
-    NodeWatch,
-    brief,
-    claims,
-    gpus_a_worker,
-    ray_folder,
-    require_no_clash,
-    resources,
-    resources_in_time,
 )
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import (
     adopt_store_environment,
     configure_logging,
-    store_environment,
 )
 from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import LogEnds, LogSummaries
-from nap_stream.settings.run import cpus_a_worker
 from nap_stream.settings.schema import Settings
 from nap_stream.tracing import OFF, open_tracing
 
-ANSWER_S = 5.0
-"""How long an answer may take that is normally there within a millisecond."""
-UNPLACED_S = 15.0
-"""How long a worker may wait for a place before the log says so, again and again."""
 DELIVERY_SHARE = 0.8
 """Of the time in which a coordinator must finish: what is left is for the last checkpoint."""
-START_S = 120.0
-"""How long an actor may take to be placed and to import torch on a cold machine."""
 
 
 class _ActorReporter:
@@ -236,272 +215,3 @@ class CoordinatorActor:
             coordinator.close()
             raise
         return coordinator
-
-
-class RayWorker:
-    """The driver's end of a worker actor, on one of the nodes that are watched."""
-
-    def __init__(self, actor: Any, watch: NodeWatch) -> None:
-        self._actor, self._watch = actor, watch
-        self._node, self._preempted = "", False
-        self._ready = actor.ready.remote()
-        self._run = actor.run.remote()
-
-    def placed(self) -> bool:
-        """Whether it has, or had, a process: Ray has found room for it."""
-        if not self._node and _is_done(self._ready):
-            try:
-                self._node = str(ray.get(self._ready))
-            except RayError:
-                self._node = "unknown"
-        return bool(self._node)
-
-    def evicted(self) -> bool:
-        """Whether its node is being drained, or was ended in good order, as `error` may tell."""
-        return self._preempted or (self.placed() and self._node in self._watch.drained)
-
-    def ended(self) -> bool:
-        """Whether its run is over, well or badly."""
-        return _is_done(self._run)
-
-    def error(self) -> Exception | None:
-        """What ended it; None where it ended well."""
-        try:
-            ray.get(self._run)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, NapStreamError):
-                return cause
-            failure = WorkerError(brief(error))
-            failure.__cause__ = cause
-            return failure
-        except RayError as error:
-            self._preempted = getattr(error, "preempted", False)
-            # Ray needs room in its folder for each process that it starts.
-            room = full_disk(ray_folder())
-            return WorkerError(f"the worker's process died: {brief(error)}", action=room)
-        finally:
-            ray.kill(self._actor)
-        return None
-
-    def stop(self) -> None:
-        """Ask it to publish, commit and leave; one without a process has nothing to publish."""
-        if self.placed():
-            self._actor.stop.remote()
-        else:
-            self.kill()
-
-    def kill(self) -> None:
-        """End its process at once."""
-        ray.kill(self._actor)
-
-
-class RayCluster:
-    """A driver's view of the Ray cluster that it is connected to.
-
-    ``topics`` are those that are read at the start, by default that of the settings; ``partitions``
-    tells how many there are to be read now.
-    ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
-    a coordinator that is restarted counts from there. None where nobody waits for rows. With
-    ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
-
-    Raises:
-        WorkerError: If the cluster can never place the workers that are asked for.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        calibration: CalibrationFacts,
-        since: LogEnds | None = None,
-        *,
-        topics: Collection[str] = (),
-        partitions: Callable[[], int] = lambda: 1,
-        is_own: bool = False,
-    ) -> None:
-        self._settings, self.partitions = settings, partitions
-        self.may_wait = settings.worker.count == "auto" or settings.worker.autoscaled
-        self._calibration = calibration.fingerprint
-        # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
-        self._environment = store_environment(os.environ)
-        worker = settings.worker
-        shared = resources().get("CPU", 0.0) if is_own else 0.0
-        self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), gpus_a_worker(settings)
-        self._needs = Needs(self.num_cpus, self.num_gpus)
-        self._watch = NodeWatch()
-        require_room(worker, self._needs, self._watch.nodes)
-        claimed = claims(settings, topics or (settings.kafka.topic,))
-        require_no_clash(claimed)
-        name = f"nap-stream-coordinator-{settings.kafka.group_id}"
-        # Within a group calls keep their order, and none waits for those of another group.
-        options = {"concurrency_groups": {"line": 1, "tick": 1}}
-        coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
-            name=name,
-            namespace=NAMESPACE,
-            num_cpus=0,
-            # The driver counts them, and earns them back; Ray would not.
-            max_restarts=-1,
-            max_task_retries=-1,
-            # Beside the driver, where people look for it; elsewhere only once that node is gone.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=True
-            ),
-        )
-        try:
-            self._coordinator: Any = coordinator.remote(
-                settings, calibration, since, self._environment, claimed
-            )
-        except ValueError as error:
-            raise WorkerError(
-                f"another monitor on this Ray cluster has the group {settings.kafka.group_id}",
-                "kafka.group_id",
-                f"Stop {name} first, or give this monitor one of its own",
-            ) from error
-        self._tick: Any = None
-        self._clock = SystemClock()
-        # Workers that Ray has not placed yet, and when the log is to say so.
-        self._unplaced: dict[str, tuple[RayWorker, float]] = {}
-        self._has: dict[str, float] | str | None = None
-
-    def start(self) -> str:
-        """Start the coordinator; return the address of its /metrics.
-
-        Raises:
-            NapStreamError: What keeps it from starting.
-        """
-        try:
-            metrics = str(_answer(self._coordinator.start.remote(), START_S))
-        except RayError as error:
-            raise WorkerError(
-                f"the coordinator did not start: {brief(error)}", action=full_disk(ray_folder())
-            ) from error
-        self._watch.start()
-        return metrics
-
-    def wanted(self) -> int:
-        """How many workers there are to be now."""
-        room = sum(map(self._needs.room, self._watch.nodes))
-        return wanted(self._settings.worker, self.partitions(), room)
-
-    def at_least(self) -> int:
-        """How many of them must have a place."""
-        return self._settings.worker.at_least
-
-    def start_worker(self, name: str, incarnation: int) -> RayWorker:
-        """Start a worker actor; returns at once."""
-        actor = ray.remote(WorkerActor).options(
-            num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_concurrency=3, max_restarts=0
-        )
-        share = self.num_cpus, self.num_gpus
-        worker = RayWorker(
-            actor.remote(
-                *(self._settings, name, incarnation, share),
-                coordinator=self._coordinator,
-                environment=self._environment,
-                calibration=self._calibration,
-            ),
-            self._watch,
-        )
-        self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
-        return worker
-
-    def worker_restarted(self, name: str) -> None:
-        """Have a restart counted."""
-        self._coordinator.worker_restarted.remote(name)
-
-    def replace_coordinator(self) -> None:
-        """End the coordinator's process at once; Ray starts another one."""
-        ray.kill(self._coordinator, no_restart=False)
-
-    def tick(self, fleet: Fleet) -> None:
-        """Have the coordinator tick, unless it still does; returns at once.
-
-        One tick at a time: one that waits for the broker holds nothing else up.
-        """
-        fleet = replace(fleet, unplaced=self._name_unplaced(fleet))
-        if self._tick is not None:
-            if not _is_done(self._tick):
-                return
-            try:
-                ray.get(self._tick)
-            except RayError as error:
-                structlog.get_logger().error("coordinator_tick_failed", cause=brief(error))
-        self._tick = self._coordinator.tick.remote(fleet)
-
-    def status(self) -> CoordinatorStatus | None:
-        """The coordinator's view; None while it does not answer."""
-        try:
-            status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
-        except (NapStreamError, RayError) as error:
-            if isinstance(error, NapStreamError) and not error.retriable:
-                raise
-            structlog.get_logger().warning("coordinator_silent", cause=brief(error))
-            return None
-        return status
-
-    def finish(
-        self, timeout_s: float, *, input_ended: bool, reason: str
-    ) -> CoordinatorStatus | None:
-        """Close the coordinator; None where it does not answer in time."""
-        self._watch.close()
-        try:
-            finished = self._coordinator.finish.remote(
-                timeout_s * 0.8, input_ended=input_ended, reason=reason
-            )
-            status: CoordinatorStatus = _answer(finished, timeout_s)
-        except (RayError, NapStreamError) as error:
-            structlog.get_logger().error("coordinator_did_not_finish", cause=brief(error))
-            return None
-        finally:
-            ray.kill(self._coordinator)
-        return status
-
-    def _name_unplaced(self, fleet: Fleet) -> Mapping[str, str]:
-        """Say which workers wait for room: after a node's death there may be too little of it.
-
-        Nothing of those that may wait for good, while there are as many as there must be.
-        """
-        placed = [name for name, (worker, _) in self._unplaced.items() if worker.placed()]
-        for name in {*placed, *(self._unplaced.keys() - set(fleet.names))}:
-            del self._unplaced[name]
-        if len(fleet.names) - len(self._unplaced) >= fleet.expected:
-            return {}
-        now_s = self._clock.monotonic()
-        due = [name for name, (_, name_at_s) in self._unplaced.items() if now_s >= name_at_s]
-        if due:
-            self._has = _room()
-        for name in due:
-            self._unplaced[name] = self._unplaced[name][0], now_s + UNPLACED_S
-            structlog.get_logger().warning(
-                "worker_waits_for_place",
-                worker=name,
-                needs={"CPU": self.num_cpus, "GPU": self.num_gpus},
-                cluster_has=self._has,
-            )
-        if self._has is None:
-            return {}
-        what = f"a node with {self._needs} free; the Ray cluster has {self._has} in all"
-        return dict.fromkeys(self._unplaced, what)
-
-
-def _room() -> dict[str, float] | str:
-    """The CPUs and GPUs of the cluster, for the log."""
-    found = resources_in_time(ANSWER_S)
-    if found is None:
-        return "unknown: the head of the Ray cluster does not answer"
-    return {name: found.get(name, 0.0) for name in ("CPU", "GPU")}
-
-
-def _is_done(reference: Any) -> bool:
-    done, _ = ray.wait([reference], timeout=0)
-    return bool(done)
-
-
-def _answer(reference: Any, timeout_s: float) -> Any:
-    """The result of a call, with our own errors as themselves."""
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except RayTaskError as error:
-        if isinstance(error.cause, NapStreamError):
-            raise error.cause from None
-        raise

@@ -1,6 +1,6 @@
 """Looks after the workers: restarts with backoff, replaces the wedged, gives up in the end.
 
-Knows no Ray: `nap_stream.monitor.actors` provides the cluster.
+Knows no Ray: `nap_stream.monitor.cluster` provides the cluster.
 """
 
 import itertools

@@ -19,7 +19,7 @@ from nap_stream.files import publish
 from nap_stream.kafka.client import connect, partition_counts, require_topics, topics_read
 from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.model.execution import require_execution
-from nap_stream.monitor.actors import RayCluster
+from nap_stream.monitor.cluster import RayCluster
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.fleet import PartitionCount
 from nap_stream.monitor.session import ray_session

@@ -14,8 +14,9 @@ import torch
 from structlog.testing import capture_logs
 
 from nap_stream.errors import ConfigError, GpuUnavailableError, LogRootError, WorkerError
-from nap_stream.monitor import actors
-from nap_stream.monitor.actors import RayCluster, RayWorker, WorkerActor
+from nap_stream.monitor import cluster as ray_cluster
+from nap_stream.monitor.actors import WorkerActor
+from nap_stream.monitor.cluster import RayCluster, RayWorker
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.session import cluster_resources, ray_session
 from nap_stream.settings.schema import Settings
@@ -263,11 +264,11 @@ def test_a_worker_that_waits_for_room_is_named_while_the_head_does_not_answer(
             over.wait()
         raise ConnectionError("no head")
 
-    monkeypatch.setattr(actors, "UNPLACED_S", 0.0)
+    monkeypatch.setattr(ray_cluster, "UNPLACED_S", 0.0)
     cluster = cluster_of(_settings(f"unnamed-{fault}", torch_threads=CPUS, num_gpus=0))
     first, late = _started(cluster, 2)
     wait_until(first.placed, "the place of a worker that has room")
-    monkeypatch.setattr(actors, "ANSWER_S", 0.05)
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.05)
     monkeypatch.setattr(ray, "cluster_resources", away)
 
     with capture_logs() as events:
