@@ -88,6 +88,8 @@ SHARE_BYTES = 2**20
 """Of what a fetch may bring, one partition's share: the consumer keeps as much for each of them
 until it is polled. A first message that is larger comes all the same. Larger shares are slower:
 kafka-python copies an answer several times, and a small one stays in the processor's cache."""
+HEARTBEAT_MS = 1_000
+"""How soon a member hears that the group rebalances; partitions that move pause for as long."""
 METADATA_MAX_AGE_MS = 5_000
 """How soon new partitions are noticed, and an assignment that was made without knowing them."""
 
@@ -134,7 +136,7 @@ def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any
         "fetch_max_bytes": settings.max_fetch_bytes,
         "max_partition_fetch_bytes": min(SHARE_BYTES, settings.max_fetch_bytes),
         "session_timeout_ms": session_ms,
-        "heartbeat_interval_ms": min(3_000, session_ms // 3),
+        "heartbeat_interval_ms": min(HEARTBEAT_MS, session_ms // 3),
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "max_poll_interval_ms": int(settings.max_poll_interval_s * 1000),
     }
