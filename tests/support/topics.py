@@ -80,8 +80,9 @@ def read_topic(consumer: Any, topic: str, count: int | None = None) -> list[Any]
         topic: It exists.
         count: How many.
     """
+    # A client that is told of no topic for a moment says that there is none.
+    wait_until(lambda: bool(consumer.partitions_for_topic(topic)), f"the topic {topic}")
     numbers = sorted(consumer.partitions_for_topic(topic))
-    assert numbers, f"there is no topic {topic}"
     partitions = [KafkaPartition(topic, number) for number in numbers]
     consumer.assign(partitions)
     for partition in partitions:
