@@ -21,7 +21,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.errors import NapStreamError
-from nap_stream.fetched import is_address
+from nap_stream.fetched import is_address, shown
 from nap_stream.kafka.client import connect, create_topics, endings, topics_missing, topics_read
 from nap_stream.kafka.tokens import login_words
 from nap_stream.messages.reader import open_reader
@@ -194,7 +194,7 @@ def _fits_outputs(settings: Settings, calibration: Calibration, known: KnownOutp
     if document.model.elsewhere is not None:
         made = "made from its outputs"
     detail = (
-        f"{settings.calibration} fits {settings.model.origin}, {made}; "
+        f"{shown(settings.calibration)} fits {settings.model.origin}, {made}; "
         f"{shapes.widths[0]:,} logits, {features}, map {known.model.feature_site}"
     )
     return Finding("calibration", Outcome.OK, detail, warnings=_doubts(settings, calibration))
@@ -368,7 +368,7 @@ def _fits(settings: Settings, loaded: LoadedModel, calibration: Calibration) -> 
     require_scoring(calibration, settings.scoring)
     decides = block_watch(settings.drift, calibration.facts)
     document = calibration.document
-    detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
+    detail = f"{shown(settings.calibration)} fits the model {loaded.fingerprint[:12]}"
     if document.accuracy is not None:
         detail += f"; accuracy on its images {document.accuracy:.1%}"
     if decides is not None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from nap_stream.cli.options import log_store, progress_bar, show_warnings, tell_pruned, time_ms
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
+from nap_stream.fetched import shown
 from nap_stream.settings.load import load_settings
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _require_blocks(settings: "Settings", baseline: "BaselineFacts | None") -> N
         raise ConfigError(
             "the calibration holds no baseline, so that single records decide, whose measure is "
             "the calibration images",
-            str(settings.calibration),
+            shown(settings.calibration),
             "Make one with `nap-stream baseline`",
         )
     if settings.drift.blocks == "off" or settings.drift.keys is None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from nap_stream.cli.images import images_table
 from nap_stream.cli.options import ConfigOption, show_warnings
 from nap_stream.errors import WorkerError
+from nap_stream.fetched import shown
 from nap_stream.settings.load import load_settings, load_uncalibrated_settings, masked_yaml
 from nap_stream.text import printable
 
@@ -119,7 +120,7 @@ def doctor(
             settings,
             address=address,
             make_topics=create_topics,
-            config="FILE" if config is None else str(config),
+            config="FILE" if config is None else shown(config),
         ):
             outcomes.append(finding.outcome)
             _show_finding(finding, console)
