@@ -14,7 +14,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
-from nap_stream.errors import ConfigError
+from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.files import publish
 from nap_stream.kafka.client import connect, partition_counts, require_topics, topics_read
 from nap_stream.kafka.offsets import committed_offsets, topic_offsets
@@ -26,7 +26,7 @@ from nap_stream.monitor.session import ray_session
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.commits import note_beginning
 from nap_stream.pipeline.outputs import known_outputs
-from nap_stream.pipeline.partition import require_within_topic
+from nap_stream.pipeline.partition import ResumeFrom, require_within_topic
 from nap_stream.process import stop_on_signals, writer_id
 from nap_stream.records import PartitionOffsets
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
@@ -65,7 +65,7 @@ def run_monitor(
         writer_id("driver"), calibration.model_fingerprint, calibration.fingerprint
     )
     log = ScoredLog(store_at(settings.log.root), writer, SystemClock())
-    begin_chains(log, offsets, settings.kafka.start)
+    begin_chains(log, offsets, settings.kafka.start, settings.kafka.resume_from)
     require_library(settings)
     partitions = PartitionCount(len(offsets), lambda: _count_partitions(settings))
     with (
@@ -112,26 +112,49 @@ def _count_partitions(settings: Settings) -> int:
 
 
 def begin_chains(
-    log: ScoredLog, offsets: Sequence[PartitionOffsets], start: Literal["earliest", "latest"]
+    log: ScoredLog,
+    offsets: Sequence[PartitionOffsets],
+    start: Literal["earliest", "latest"],
+    resume_from: ResumeFrom = "log",
 ) -> None:
-    """In a first run, fix where the chains of the topics' partitions start, before any is read.
+    """Fix where the chains of topics start that have none, before any is read.
 
-    That is the offset that the group has committed, else where the topic begins or ends now, as
-    ``kafka.start`` says. The first partitions come last: once a topic's has a chain, the first run
-    got that far, and one without a chain was added later, with its topic or without.
+    In a first run, before any chain has a segment, that is the offset that the group has committed,
+    else where the topic begins or ends now, as ``start`` says. A topic that was added later begins
+    where it does now. A topic's first partition comes last: once that has a chain, the topic has
+    been begun, and a partition without one was added later, which is left to its worker.
 
     Raises:
+        LogRootError: The group has read what the log has nothing of, and ``resume_from`` is log.
         OffsetRangeError: What the group has committed is past the topic's end.
         ScoredLogError: The log cannot be read or written.
     """
     first = {min(one.partition for one in topic) for topic in _by_topic(offsets)}
-    if any(log.end(partition) is not None for partition in first):
+    begun = {name.topic for name in first if log.end(name) is not None}
+    if begun == {name.topic for name in first}:
         return
-    for one in sorted(offsets, key=lambda one: (one.partition in first, one.partition)):
-        require_within_topic(one)
-        offset = one.committed
-        if offset is None:
-            offset = one.earliest if start == "earliest" else one.end
+    ends = {one.partition: log.end(one.partition) for one in offsets}
+    missing = [
+        one for one in offsets if one.partition.topic not in begun and ends[one.partition] is None
+    ]
+    is_first = all(end is None or end.base is None for end in ends.values())
+    read = sum(one.committed is not None for one in missing)
+    if is_first and read and resume_from == "log":
+        raise LogRootError(
+            f"the group has read {read} partitions, and the log has none of them",
+            log.root,
+            "Mount it or restore it. To begin a new log where the group is, start once with "
+            "kafka.resume_from: committed; to read all that the topic has, with a new "
+            "kafka.group_id",
+        )
+    for one in sorted(missing, key=lambda one: (one.partition in first, one.partition)):
+        offset = one.earliest
+        if is_first:
+            require_within_topic(one)
+            if one.committed is not None:
+                offset = one.committed
+            elif start == "latest":
+                offset = one.end
         note_beginning(one, log.begin(one.partition, offset, one.topic_id))
 
 

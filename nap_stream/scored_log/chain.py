@@ -278,6 +278,11 @@ class ScoredLog:
     def __init__(self, store: SegmentStore, writer: WriterIdentity, clock: Clock) -> None:
         self._store, self._writer, self._clock = store, writer, clock
 
+    @property
+    def root(self) -> str:
+        """Where it lies, for errors."""
+        return self._store.root
+
     def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
         """Where the chain ends now: see `chain_end`.
 

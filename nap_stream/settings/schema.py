@@ -78,11 +78,13 @@ class KafkaSettings(Section):
     group_id: str = Field(default="nap-stream", min_length=1, max_length=200)
     """The consumer group. Each monitor has its own."""
     start: Literal["earliest", "latest"] = "earliest"
-    """Where a first run begins without committed offsets. Partitions added later begin at 0."""
+    """Where a first run begins without committed offsets. Partitions added later begin at 0, topics
+    added between two runs where they do then."""
     resume_from: Literal["log", "committed"] = "log"
     """What to do where the committed offset is ahead of the log, as after an operator's reset: log
     reads the offsets between; committed leaves them out, and the log declares them as a gap. A
-    committed offset behind the log never counts."""
+    committed offset behind the log never counts. Where the group has read and there is no log, log
+    refuses to start, and committed begins one there."""
     session_timeout_s: PositiveSeconds = 45.0
     """How long the group waits for a silent worker before its partitions move."""
     max_poll_interval_s: PositiveSeconds = 300.0

@@ -1,6 +1,8 @@
 """Where the chains of a first run start, and what a run tells others of itself."""
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import OffsetRangeError
+from nap_stream.errors import LogRootError, OffsetRangeError
 from nap_stream.monitor.run import begin_chains, scrape_target
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.format import ROWS
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import Settings
 from tests.support.memory_store import MemoryStore
@@ -38,33 +41,80 @@ metrics: {{discovery_file: {target_file}}}
     return load_settings(tmp_path / "monitor.yaml")
 
 
-def test_a_first_start_that_was_cut_short_is_a_first_start_again() -> None:
-    """Three partitions with messages [3, 10), of which the group has committed in the second."""
-    store, clock = MemoryStore(), ManualClock()
-    log = ScoredLog(store, WriterIdentity("driver", "0" * 64, "1" * 64), clock)
-    names = [TopicPartition("images", number) for number in range(3)]
-    offsets = [
-        PartitionOffsets(name, 3, 10, 5 if name.partition == 1 else None, "id") for name in names
-    ]
-    log.begin(names[2], 10, "id")
-    begin_chains(log, offsets, "latest")
-    assert [position and position.offset for position in map(log.end, names)] == [10, 5, 10]
-    added = PartitionOffsets(TopicPartition("images", 3), 0, 4, None, "id")
-    begin_chains(log, [*offsets, added], "latest")
-    assert log.end(added.partition) is None
+class CutShort(BaseException):
+    """The start dies here."""
+
+
+class Mortal(MemoryStore):
+    """Dies when so many markers are written."""
+
+    left = 99
+
+    def create(self, path: str, content: bytes) -> bool:
+        if self.left == 0:
+            raise CutShort
+        self.left -= 1
+        return super().create(path, content)
+
+
+def new_log(store: MemoryStore | None = None) -> ScoredLog:
+    writer = WriterIdentity("driver", "0" * 64, "1" * 64)
+    return ScoredLog(store or MemoryStore(), writer, ManualClock())
+
+
+def between(
+    name: TopicPartition, earliest: int = 3, committed: int | None = None
+) -> PartitionOffsets:
+    return PartitionOffsets(name, earliest, 10, committed, "id")
+
+
+def begun(log: ScoredLog, names: Sequence[TopicPartition]) -> list[int | None]:
+    return [None if end is None else end.offset for end in map(log.end, names)]
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_first_start_that_was_cut_short_is_a_first_start_again(cut: int) -> None:
+    """Two topics with messages [3, 10), of which the group has committed in one partition."""
+    store = Mortal()
+    log = new_log(store)
+    names = [TopicPartition(*one) for one in (("a", 0), ("b", 0), ("b", 1), ("b", 2))]
+    offsets = [between(one, 3, 5 if one == names[2] else None) for one in names]
+    store.left = cut
+    with suppress(CutShort):
+        begin_chains(log, offsets, "latest", "committed")
+    store.left = 99
+    begin_chains(log, offsets, "latest", "committed")
+    assert begun(log, names) == [10, 10, 5, 10]
+    added = TopicPartition("b", 3)
+    begin_chains(log, [*offsets, between(added, 0)], "latest")
+    assert log.end(added) is None, "it is its worker's"
+
+
+def test_a_group_that_has_read_what_the_log_has_nothing_of_is_refused() -> None:
+    """Its disk is not mounted, or was lost."""
+    log, names = new_log(), [TopicPartition("images", number) for number in range(3)]
+    offsets = [between(one, 3, None if one == names[0] else 7) for one in names]
+    with pytest.raises(LogRootError, match="has read 2 partitions, and the log has none") as caught:
+        begin_chains(log, offsets, "earliest")
+    assert caught.value.where == "memory"
+    assert "kafka.resume_from: committed" in caught.value.action
+    assert begun(log, names) == [None] * 3
+    begin_chains(log, offsets, "earliest", "committed")
+    assert begun(log, names) == [3, 7, 7]
+    begin_chains(log, offsets, "earliest")
 
 
 def test_no_chain_is_begun_past_the_end_of_the_topic() -> None:
-    log = ScoredLog(MemoryStore(), WriterIdentity("driver", "0" * 64, "1" * 64), ManualClock())
+    log = new_log()
     name = TopicPartition("images", 0)
     with pytest.raises(OffsetRangeError, match=r"new kafka\.group_id"):
-        begin_chains(log, [PartitionOffsets(name, 0, 10, 99, "id")], "earliest")
+        begin_chains(log, [PartitionOffsets(name, 0, 10, 99, "id")], "earliest", "committed")
     assert log.end(name) is None
 
 
 @pytest.mark.parametrize(("start", "offset"), [("earliest", 3), ("latest", 10)])
 def test_a_first_start_fixes_all_chains(start: Literal["earliest", "latest"], offset: int) -> None:
-    log = ScoredLog(MemoryStore(), WriterIdentity("driver", "0" * 64, "1" * 64), ManualClock())
+    log = new_log()
     names = [TopicPartition("images", number) for number in range(3)]
     begin_chains(log, [PartitionOffsets(name, 3, 10, None, "id") for name in names], start)
     for name in names:
@@ -73,16 +123,14 @@ def test_a_first_start_fixes_all_chains(start: Literal["earliest", "latest"], of
         assert (position.offset, position.topic_id) == (offset, "id")
 
 
-def test_a_topic_that_appears_later_is_left_to_its_worker_and_begins_at_0() -> None:
-    log = ScoredLog(MemoryStore(), WriterIdentity("driver", "0" * 64, "1" * 64), ManualClock())
-    known = [TopicPartition(topic, number) for topic in ("m", "n") for number in range(2)]
-    log.begin(known[3], 10, "id")  # as far as a start came that was cut short
-    offsets = [PartitionOffsets(name, 3, 10, None, "id") for name in known]
-    begin_chains(log, offsets, "latest")
-    assert [position and position.offset for position in map(log.end, known)] == [10] * 4
-    later = PartitionOffsets(TopicPartition("a", 0), 3, 10, None, "id")
-    begin_chains(log, [*offsets, later], "latest")
-    assert log.end(later.partition) is None
+def test_a_topic_that_was_added_begins_where_it_does_now() -> None:
+    """What retention took of it before was never asked for: no loss."""
+    log, old = new_log(), TopicPartition("m", 0)
+    position = log.begin(old, 3, "id")
+    log.publish(old, position, 10, ROWS.empty_table(), gap="nothing there")
+    added = [TopicPartition(topic, number) for topic in ("a", "z") for number in range(2)]
+    begin_chains(log, [between(one, 3, 7) for one in (old, *added)], "latest")
+    assert begun(log, [old, *added]) == [10, 3, 3, 3, 3]
 
 
 def test_prometheus_is_told_where_the_coordinator_is_and_when_there_is_none(
