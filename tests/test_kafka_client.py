@@ -1,19 +1,26 @@
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import BrokerUnavailableError, ConfigError, TopicNotFoundError
+from nap_stream.kafka import client
 from nap_stream.kafka.client import (
+    TopicCounter,
     client_options,
     connect,
     create_topics,
+    open_client,
     require_topics,
     topics_missing,
 )
-from nap_stream.kafka.offsets import topic_offsets
+from nap_stream.kafka.offsets import offsets_of, topic_offsets
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.settings.topics import TopicSelection
 from tests.support.topics import new_settings
+from tests.support.waiting import wait_until
 
 SASL = {
     "topic": "images",
@@ -35,6 +42,36 @@ def test_topics_are_found_created_and_counted(broker: str) -> None:
     require_topics(settings, [settings.topic, other])
     assert len(topic_offsets(settings, {})) == 3
     assert len(topic_offsets(settings.model_copy(update={"topic": other}), {})) == 2
+
+
+def test_topics_are_counted_by_one_client(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = new_settings(broker, partitions=3)
+    other = f"{settings.topic}-other"
+    opened = []
+
+    def open_one(*arguments: Any) -> Any:
+        opened.append(open_client(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(client, "open_client", open_one)
+    named = TopicSelection((settings.topic, other))
+    alike = TopicSelection((), f"{settings.topic}.*")
+    with (
+        closing(TopicCounter(settings, named)) as names,
+        closing(TopicCounter(settings, alike)) as all_,
+    ):
+        assert names() == {settings.topic: 3, other: 0}
+        assert all_() == {settings.topic: 3}
+        assert len(opened) == 2
+        create_topics(settings, [other], 2)
+        wait_until(lambda: names() == all_() == {settings.topic: 3, other: 2}, "the new topic")
+        assert len(opened) == 4, "creating took two"
+    found = offsets_of(settings, {}, [settings.topic, other])
+    assert [(one.partition.topic, one.partition.partition) for one in found] == [
+        *((settings.topic, number) for number in range(3)),
+        *((other, number) for number in range(2)),
+    ]
+    assert len({one.topic_id for one in found}) == 2
 
 
 def test_connect_returns_when_a_broker_answers(broker: str) -> None:

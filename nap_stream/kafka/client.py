@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -415,13 +415,55 @@ def partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[s
     return {name: len(found[name]["partitions"]) if name in found else 0 for name in names}
 
 
-def described(admin: Any, settings: KafkaSettings, names: Sequence[str]) -> Iterator[Any]:
-    """What the broker says of those of the topics that exist.
+class TopicCounter:
+    """Counts the partitions of the topics that are read. For one thread.
+
+    Its client is kept: another one for each question would log in each time.
+    """
+
+    def __init__(self, settings: KafkaSettings, reads: TopicSelection) -> None:
+        self._settings, self._reads = settings, reads
+        self._admin: Any = None
+
+    def __call__(self) -> Mapping[str, int]:
+        """How many partitions each topic has: 0 of one that is named and is not there.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        try:
+            with translated_errors(self._settings, f"counting the partitions of {self._reads}"):
+                if self._admin is None:
+                    self._admin = open_client(KafkaAdminClient, client_options(self._settings))
+                names = None if self._reads.pattern is not None else self._reads.names
+                found = list(described(self._admin, self._settings, names, self._reads))
+        except BaseException:
+            self.close()
+            raise
+        counts = {topic["name"]: len(topic["partitions"]) for topic in found}
+        return dict.fromkeys(self._reads.names, 0) | counts
+
+    def close(self) -> None:
+        """Close the client, from whatever thread; the next question opens another one."""
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+
+
+def described(
+    admin: Any,
+    settings: KafkaSettings,
+    names: Sequence[str] | None,
+    reads: Container[str] | None = None,
+) -> Iterator[Any]:
+    """What the broker says of those of the topics that exist; None asks for all that are ``reads``.
 
     Raises:
         BrokerError: It may not, or cannot, say it.
     """
-    for topic in admin.describe_topics(list(names)):
+    for topic in admin.describe_topics(None if names is None else list(names)):
+        if reads is not None and topic["name"] not in reads:
+            continue
         problem = errors.for_code(topic["error_code"])
         if problem is errors.NoError:
             yield topic

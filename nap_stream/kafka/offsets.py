@@ -1,6 +1,6 @@
 """What a broker and a consumer group say about a topic's offsets, without joining the group."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -61,26 +61,43 @@ def topic_offsets(
         BrokerUnavailableError: None answered in ``connect_timeout_s``.
         BrokerError: The broker refuses.
     """
-    name = topic or settings.topic
+    return offsets_of(settings, committed, [topic or settings.topic])
+
+
+def offsets_of(
+    settings: KafkaSettings, committed: Mapping[TopicPartition, int], topics: Sequence[str]
+) -> list[PartitionOffsets]:
+    """The same of each partition of several topics.
+
+    Raises:
+        TopicNotFoundError: A topic does not exist.
+        BrokerUnavailableError: None answered in ``connect_timeout_s``.
+        BrokerError: The broker refuses.
+    """
 
     def ask(admin: Any) -> list[PartitionOffsets]:
-        found = next(described(admin, settings, [name]), None)
-        if found is None:
+        found = {topic["name"]: topic for topic in described(admin, settings, topics)}
+        if missing := [name for name in topics if name not in found]:
             raise TopicNotFoundError(
-                f"no such topic: {name}", ", ".join(settings.bootstrap_servers)
+                f"no such topic: {', '.join(missing)}", ", ".join(settings.bootstrap_servers)
             )
-        topic_id = str(found["topic_id"]) if found.get("topic_id") else None
         natives = [
-            KafkaPartition(name, partition["partition_index"]) for partition in found["partitions"]
+            KafkaPartition(name, partition["partition_index"])
+            for name in topics
+            for partition in found[name]["partitions"]
         ]
         earliest = _offsets(admin, natives, OffsetSpec.EARLIEST)
         end = _offsets(admin, natives, OffsetSpec.LATEST)
+        ids = {
+            name: str(topic["topic_id"]) for name, topic in found.items() if topic.get("topic_id")
+        }
         return [
-            PartitionOffsets(one, first, end[one], committed.get(one), topic_id)
-            for one, first in earliest.items()
+            PartitionOffsets(one, earliest[one], end[one], committed.get(one), ids.get(one.topic))
+            for one in sorted(earliest)
         ]
 
-    return _asked(settings, f"asking for the offsets of topic {name}", ask)
+    what = f"topic {topics[0]}" if len(topics) == 1 else f"{len(topics)} topics"
+    return _asked(settings, f"asking for the offsets of {what}", ask)
 
 
 def _asked(settings: KafkaSettings, what: str, ask: Callable[[Any], Answer]) -> Answer:

@@ -1,7 +1,7 @@
 """The driver's end of the Ray cluster: workers and coordinator are started, asked and ended."""
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.files import full_disk
 from nap_stream.monitor.actors import CoordinatorActor, WorkerActor
-from nap_stream.monitor.fleet import Fleet, Needs, require_room, wanted
+from nap_stream.monitor.fleet import Fleet, Needs, PartitionCount, require_room, wanted
 from nap_stream.monitor.session import (
     NAMESPACE,
     NodeWatch,
@@ -105,7 +105,7 @@ class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
     ``topics`` are those that are read at the start, by default that of the settings; ``partitions``
-    tells how many there are to be read now.
+    tells how many there are to be read now, one where it is None.
     ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
     a coordinator that is restarted counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
@@ -121,10 +121,10 @@ class RayCluster:
         since: LogEnds | None = None,
         *,
         topics: Collection[str] = (),
-        partitions: Callable[[], int] = lambda: 1,
+        partitions: PartitionCount | None = None,
         is_own: bool = False,
     ) -> None:
-        self._settings, self.partitions = settings, partitions
+        self._settings, self._count = settings, partitions
         self.may_wait = settings.worker.count == "auto" or settings.worker.autoscaled
         self._calibration = calibration.fingerprint
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
@@ -192,6 +192,10 @@ class RayCluster:
         """How many of them must have a place."""
         return self._settings.worker.at_least
 
+    def partitions(self) -> int:
+        """How many partitions there are to be read now."""
+        return 1 if self._count is None else self._count()
+
     def start_worker(self, name: str, incarnation: int) -> RayWorker:
         """Start a worker actor; returns at once."""
         actor = ray.remote(WorkerActor).options(
@@ -223,7 +227,8 @@ class RayCluster:
 
         One tick at a time: one that waits for the broker holds nothing else up.
         """
-        fleet = replace(fleet, unplaced=self._name_unplaced(fleet))
+        topics = None if self._count is None else self._count.topics
+        fleet = replace(fleet, unplaced=self._name_unplaced(fleet), topics=topics)
         if self._tick is not None:
             if not _is_done(self._tick):
                 return

@@ -30,7 +30,7 @@ from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.page import LivePage
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.monitor.tables import PartitionTable, WorkerTable, driver_silence
+from nap_stream.monitor.tables import PartitionTable, WorkerTable, driver_silence, topics_absent
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time
@@ -74,6 +74,7 @@ class Coordinator:
         node: str = "localhost",
     ) -> None:
         self._settings, self._clock, self._log = settings, clock, summaries
+        self._named = frozenset(settings.reads.names)
         self._node, self._started_ms = node, clock.now_ms()
         self._plan = detection_plan(settings.drift, calibration)
         watch = block_watch(settings.drift, calibration)
@@ -105,6 +106,7 @@ class Coordinator:
         self._is_urgent = False
         self._past: CatchUpFilter | None = None
         self._looked_s = -math.inf
+        self._gone: Sequence[TopicPartition] = ()
         self._workers = WorkerTable(self.metrics, Fleet(settings.worker.at_least))
         self._partitions = PartitionTable(self.metrics, settings.driver)
         self._rows: Counter[Status] = Counter()
@@ -125,8 +127,7 @@ class Coordinator:
         self._accept_new()
         if self._log.partitions():
             self._take_over()
-            with self._lock:
-                self._partitions.wait_for(self._monitor.partitions.names, self._clock.monotonic())
+            self._wait_for_workers()
         # From here on whoever takes over has a checkpoint to begin with.
         self._send(at_once=True)
         if since is not None:
@@ -201,6 +202,7 @@ class Coordinator:
         with self._lock:
             if fleet is not None:
                 self._workers.expect(fleet)
+                self._partitions.listed(fleet.topics)
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
             self._show()
@@ -277,14 +279,19 @@ class Coordinator:
                 signing_failure=self._signer.failure,
                 events_lost=self._journal.loss,
                 wrong_clocks=self._workers.clocks.wrong(),
+                topics_gone=self._settings.reads.among(
+                    {one.topic for one in self._gone} - self._named
+                ),
+                unread=tuple(map(str, self._partitions.unread(now_s))),
             )
 
     def health(self) -> tuple[str, ...]:
         """Say which workers do not report or go on, and why alerts are not delivered or kept."""
         with self._lock:
             waiting = self._workers.waiting(self._clock.monotonic())
+            absent = self._partitions.absent(self._named)
         waits = (f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
-        return (*self.ready(), *waits, *self._dispatcher.problems())
+        return (*self.ready(), *topics_absent(absent), *waits, *self._dispatcher.problems())
 
     def ready(self) -> tuple[str, ...]:
         """Say where workers are missing: they start, or are gone. One that waits is there."""
@@ -331,13 +338,28 @@ class Coordinator:
             }
             self._catch_up(chains, self._decide)
 
+    def _wait_for_workers(self) -> None:
+        """Wait for what the log has of the topics that are read; of others nothing comes."""
+        reads = self._settings.reads
+        with self._lock:
+            names = self._monitor.partitions.names
+            awaited = {name for name in names if name.topic in reads}
+            self._partitions.wait_for(awaited, self._clock.monotonic())
+            for name in awaited.symmetric_difference(names):
+                self._monitor.partitions.release(name)
+
     def _restore(self, content: bytes | None) -> bool:
         """Take up where a checkpoint says; False where it does not fit the settings or the log."""
         if content is None or not self._monitor.restore(content):
             return False
-        ends = self._log.ends()
+        ends, reads = self._log.ends(), self._settings.reads
         reached = self._monitor.partitions.ends()
-        ahead = [str(name) for name, end in reached.items() if end > ends.get(name, 0)]
+        # The log is asked for the topics that are read: what is read no more has no end there.
+        ahead = [
+            str(name)
+            for name, end in reached.items()
+            if name.topic in reads and end > ends.get(name, 0)
+        ]
         if ahead:
             # All that comes would be taken for known.
             structlog.get_logger().warning("checkpoint_ahead_of_log", partitions=ahead)
@@ -499,5 +521,8 @@ class Coordinator:
 
     def _look_at_workers(self, now_s: float) -> None:
         self._looked_s = now_s
+        self._gone = self._partitions.gone(self._monitor.partitions.names)
+        for partition in self._gone:
+            self._monitor.partitions.release(partition)
         self._hold(self._partitions.expected(now_s, self._monitor.partitions.end))
         self._workers.show(now_s)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from nap_stream.errors import NapStreamError, WorkerError
+from nap_stream.errors import WorkerError
 from nap_stream.settings.run import WorkerSettings
 
 COUNT_EVERY_S = 5.0
-"""How often the broker is asked how many partitions there are."""
+"""How often the broker is asked how many partitions there are, where something follows them."""
+COUNT_SELDOM_S = 60.0
+"""How often elsewhere, for /healthz to say that a topic is gone."""
 JOIN_S = 1.0
 TINY = 1e-9
 """Of a GPU: fractions of it add up to a whole one but for so much."""
@@ -49,12 +51,14 @@ class Fleet:
     """What the driver wants of workers, for the coordinator to tell.
 
     ``expected`` is how many are to report, ``names`` who may. ``unplaced`` says for what those wait
-    that have no process, where they are missed.
+    that have no process, where they are missed. ``topics`` says how many partitions the broker has
+    of each topic; None where that is not known.
     """
 
     expected: int
     names: tuple[str, ...] = ()
     unplaced: Mapping[str, str] = field(default_factory=dict)
+    topics: Mapping[str, int] | None = None
 
 
 def wanted(settings: WorkerSettings, partitions: int, room: int) -> int:
@@ -95,22 +99,27 @@ def require_room(settings: WorkerSettings, needs: Needs, nodes: Iterable[Node]) 
 
 
 class PartitionCount:
-    """How many partitions there are, asked for again and again in a thread of its own.
+    """How many partitions topics have, asked for again and again in a thread of its own.
 
-    ``count`` asks the broker; where it raises, which is logged once, or finds none, the last answer
-    stays in force.
+    ``count`` asks the broker, every ``every_s`` seconds; where it raises, which is logged once, or
+    finds none at all, the last answer stays in force: that of ``topics``.
     """
 
-    def __init__(self, first: int, count: Callable[[], int]) -> None:
-        self._last, self._count = first, count
+    def __init__(
+        self,
+        first: Mapping[str, int],
+        count: Callable[[], Mapping[str, int]],
+        every_s: float = COUNT_EVERY_S,
+    ) -> None:
+        self.topics, self._count, self._every_s = first, count, every_s
         self._stop = threading.Event()
         self._failed = False
         self._thread = threading.Thread(target=self._watch, name="partition-count", daemon=True)
         self._thread.start()
 
     def __call__(self) -> int:
-        """The last answer."""
-        return self._last
+        """The last answer, of all topics together."""
+        return sum(self.topics.values())
 
     def close(self) -> None:
         """Ask no more. A question that is under way is not waited for long."""
@@ -118,15 +127,28 @@ class PartitionCount:
         self._thread.join(JOIN_S)
 
     def _watch(self) -> None:
-        while not self._stop.wait(COUNT_EVERY_S):
+        while not self._stop.wait(self._every_s):
             try:
                 found = self._count()
-            except NapStreamError as error:
-                if not self._failed:
-                    structlog.get_logger().warning("partitions_not_counted", cause=str(error))
+            except Exception as error:  # noqa: BLE001  whatever it is, the next count may go well
+                if not (self._failed or self._stop.is_set()):
+                    structlog.get_logger().warning(
+                        "partitions_not_counted", cause=f"{type(error).__name__}: {error}"
+                    )
                 self._failed = True
                 continue
             self._failed = False
-            if found not in (self._last, 0):
-                structlog.get_logger().info("partitions_changed", before=self._last, now=found)
-                self._last = found
+            if any(found.values()) and found != self.topics:
+                self._tell(found)
+                self.topics = found
+
+    def _tell(self, found: Mapping[str, int]) -> None:
+        before = {name for name, count in self.topics.items() if count}
+        now = {name for name, count in found.items() if count}
+        structlog.get_logger().info(
+            "partitions_changed",
+            before=self(),
+            now=sum(found.values()),
+            topics_gone=sorted(before - now),
+            topics_new=sorted(now - before),
+        )

@@ -1,6 +1,7 @@
 """A whole run of the monitor, from preflight to the last alert."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Literal
@@ -16,12 +17,12 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.files import publish
-from nap_stream.kafka.client import connect, partition_counts, require_topics, topics_read
-from nap_stream.kafka.offsets import committed_offsets, topic_offsets
+from nap_stream.kafka.client import TopicCounter, connect, require_topics, topics_read
+from nap_stream.kafka.offsets import committed_offsets, offsets_of
 from nap_stream.model.execution import require_execution
 from nap_stream.monitor.cluster import RayCluster
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
-from nap_stream.monitor.fleet import PartitionCount
+from nap_stream.monitor.fleet import COUNT_EVERY_S, COUNT_SELDOM_S, PartitionCount
 from nap_stream.monitor.session import ray_session
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.commits import note_beginning
@@ -67,8 +68,11 @@ def run_monitor(
     log = ScoredLog(store_at(settings.log.root), writer, SystemClock())
     begin_chains(log, offsets, settings.kafka.start, settings.kafka.resume_from)
     require_library(settings)
-    partitions = PartitionCount(len(offsets), lambda: _count_partitions(settings))
+    counter = TopicCounter(settings.kafka, settings.reads)
+    counts = Counter(one.partition.topic for one in offsets)
+    partitions = PartitionCount(counts, counter, _count_every_s(settings, until_idle_s))
     with (
+        closing(counter),
         closing(partitions),
         ray_session(address, cpus) as is_own,
         stop_on_signals() as stop,
@@ -106,9 +110,10 @@ def run_monitor(
         return result
 
 
-def _count_partitions(settings: Settings) -> int:
-    topics = topics_read(settings.kafka, settings.reads)
-    return sum(partition_counts(settings.kafka, topics).values())
+def _count_every_s(settings: Settings, until_idle_s: float | None) -> float:
+    """How often partitions are counted: seldom where neither workers, topics nor the end follow."""
+    follows = settings.worker.count == "auto" or until_idle_s is not None
+    return COUNT_EVERY_S if follows or len(settings.reads.names) != 1 else COUNT_SELDOM_S
 
 
 def begin_chains(
@@ -236,6 +241,4 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
             calibrated_on="outputs" if document.model.elsewhere else "images",
         )
     committed = committed_offsets(settings.kafka, settings.reads)
-    return calibration.facts, [
-        one for topic in topics for one in topic_offsets(settings.kafka, committed, topic)
-    ]
+    return calibration.facts, offsets_of(settings.kafka, committed, topics)

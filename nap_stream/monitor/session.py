@@ -188,6 +188,7 @@ class NodeWatch:
         self.drained: frozenset[str] = frozenset()
         """The ids of all nodes that were seen to be drained."""
         self._stop = threading.Event()
+        self._failed = False
         self._thread = threading.Thread(target=self._watch, name="ray-nodes", daemon=True)
         self._look()
 
@@ -203,8 +204,14 @@ class NodeWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_AT_NODES_EVERY_S):
-            with suppress(Exception):  # Ray's errors here have no type in common
+            try:
                 self._look()
+            except Exception as error:  # noqa: BLE001  Ray's errors here have no type in common
+                if not (self._failed or self._stop.is_set()):
+                    structlog.get_logger().warning("nodes_not_looked_at", cause=brief(error))
+                self._failed = True
+            else:
+                self._failed = False
 
     def _look(self) -> None:
         # Not ray.nodes: that would start another Ray once this one is gone.

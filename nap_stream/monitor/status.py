@@ -4,7 +4,7 @@ The status, and its display: a live line in a terminal, an event now and then el
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,9 @@ from nap_stream.core.alert_state import AlertState
 from nap_stream.drift.records import DriftSnapshot, MonthlyEffect
 from nap_stream.records import Status, WorkerReport
 from nap_stream.text import duration, moment, rfc3339
+
+SHOWN = 5
+"""Of topics or partitions, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,9 @@ class CoordinatorStatus:
     ``stale_after_s``. ``workers_expected`` is how many the settings ask for. ``signing_failure``
     says why the log's newest signed checkpoint was not made; None where it was, or none is wanted.
     ``events_lost`` says what the log's chain of events lacks for good. ``wrong_clocks`` says whose
-    clocks are far from the coordinator's. ``started_ms`` is when this coordinator started, and
+    clocks are far from the coordinator's. ``topics_gone`` were read by a pattern and are there no
+    more; ``unread`` are partitions that drift waits for, as the log has them and no worker says how
+    far they are. ``started_ms`` is when this coordinator started, and
     ``metrics_url`` where it is scraped, once it is.
     """
 
@@ -57,6 +62,8 @@ class CoordinatorStatus:
     signing_failure: str | None = None
     events_lost: str | None = None
     wrong_clocks: tuple[str, ...] = ()
+    topics_gone: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     started_ms: int = 0
     metrics_url: str | None = None
 
@@ -92,6 +99,18 @@ class CoordinatorStatus:
         return tuple(_degraded(self))
 
 
+def _unseen(status: CoordinatorStatus) -> Iterator[str]:
+    if status.topics_gone:
+        yield f"the broker has no more of {_some(status.topics_gone)}, which the log has"
+    if status.unread:
+        yield f"drift is not judged further yet: no worker has {_some(status.unread)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def _month_words(month: MonthlyEffect | None) -> str:
     if month is None:
         return ""
@@ -109,6 +128,7 @@ def _degraded(status: CoordinatorStatus) -> Iterator[str]:
     if status.events_lost is not None:
         yield status.events_lost
     yield from status.wrong_clocks
+    yield from _unseen(status)
     if unscored is not None and unscored.severity is not None:
         since = moment(rfc3339(drift.unscored_since_ms or unscored.start_ms))
         statuses = ", ".join(f"{name} {count:,}" for name, count in unscored.by_status)

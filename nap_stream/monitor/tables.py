@@ -52,10 +52,38 @@ class PartitionTable:
         self._start_timeout_s = patience.start_timeout_s
         self._seen: dict[TopicPartition, _Seen] = {}
         self._awaited_since_s: dict[TopicPartition, float] = {}
+        self._listed: frozenset[str] | None = None
 
     def wait_for(self, partitions: Iterable[TopicPartition], now_s: float) -> None:
         """Expect that a worker reports them: the log has them, and they may have more to bring."""
         self._awaited_since_s = dict.fromkeys(partitions, now_s)
+
+    def listed(self, topics: Mapping[str, int] | None) -> None:
+        """Learn how many partitions the broker has of each topic; None changes nothing."""
+        if topics is not None:
+            self._listed = frozenset(name for name, count in topics.items() if count)
+
+    def gone(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """Those of ``known`` whose topic neither the broker lists nor a worker reads."""
+        if self._listed is None:
+            return []
+        read = {partition.topic for partition, seen in self._seen.items() if seen.worker}
+        there = self._listed | read
+        return [partition for partition in known if partition.topic not in there]
+
+    def absent(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the topics that the broker does not list."""
+        return () if self._listed is None else tuple(sorted({*names} - self._listed))
+
+    def unread(self, now_s: float) -> list[TopicPartition]:
+        """Those that the log has, and no worker has reported for `HEALTHY_REPORT_AGE_S` seconds."""
+        late = [
+            partition
+            for partition, since_s in self._awaited_since_s.items()
+            if HEALTHY_REPORT_AGE_S <= now_s - since_s < self._start_timeout_s
+        ]
+        gone = {*self.gone(late)}
+        return sorted(partition for partition in late if partition not in gone)
 
     def take(self, report: WorkerReport, now_s: float) -> list[TopicPartition]:
         """Take a worker's newest report; give the partitions that were not known before."""
@@ -76,7 +104,8 @@ class PartitionTable:
 
         That is where the lag is not 0, where the position is past the logged end, and where no
         worker reports, or has yet: what came in the meantime is known only once one does.
-        ``logged_end`` is the offset up to which summaries have come, or None.
+        ``logged_end`` is the offset up to which summaries have come, or None. Nothing comes of a
+        topic that is `gone`.
         """
         expected = [
             partition
@@ -93,7 +122,8 @@ class PartitionTable:
                 continue
             if now_s - since_s < self._stall_timeout_s:
                 expected.append(partition)
-        return expected
+        gone = {*self.gone(expected)}
+        return [partition for partition in expected if partition not in gone]
 
     def max_lag(self) -> int | None:
         """Give the largest known lag, in offsets, of partitions that a worker has."""
@@ -301,6 +331,14 @@ def _wrong(worker: str, skew_ms: int) -> str:
     return (
         f"the clock of {worker} is {abs(skew_ms) / 1000:,.0f} s {where} the coordinator's: the "
         "times of its rows are wrong, and drift may be judged wrongly. Set both machines' by NTP"
+    )
+
+
+def topics_absent(names: Iterable[str]) -> tuple[str, ...]:
+    """Say of topics that are named and not there that nothing of them is seen."""
+    return tuple(
+        f"the broker has no topic {name}: it was deleted, or this user may not DESCRIBE it"
+        for name in names
     )
 
 

@@ -6,9 +6,9 @@ from contextlib import closing
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from nap_stream.errors import BrokerUnavailableError, WorkerError
-from nap_stream.monitor import fleet
 from nap_stream.monitor.fleet import Needs, Node, PartitionCount, require_room, wanted
 from nap_stream.settings.run import WorkerSettings
 from tests.support.waiting import wait_until
@@ -81,21 +81,34 @@ def test_room_in_pieces_is_no_room() -> None:
         require_room(auto(), Needs(5, 0), [SMALL, SMALL])
 
 
-def test_partitions_are_counted_again_and_again_and_a_broker_that_is_away_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fleet, "COUNT_EVERY_S", 0.001)
-    answers: list[int | None] = [8, None, 0]
+def test_partitions_are_counted_again_and_again_and_a_broker_that_is_away_changes_nothing() -> None:
+    answers: list[int | Exception] = [
+        8,
+        BrokerUnavailableError("nobody answers"),
+        RuntimeError("a defect"),
+        9,
+        ValueError("another"),
+        0,
+    ]
     asked = threading.Event()
 
-    def count() -> int:
+    def count() -> dict[str, int]:
         if not answers:
             asked.set()
-            return 0
-        if (answer := answers.pop(0)) is None:
-            raise BrokerUnavailableError("nobody answers")
-        return answer
+            return {"a": 0}
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return {"a": answer, "b": 1} if answer else {"a": 0}
 
-    with closing(PartitionCount(4, count)) as counted:
+    with capture_logs() as events, closing(PartitionCount({"a": 4}, count, 0.001)) as counted:
         wait_until(asked.is_set, "all answers")
-        assert counted() == 8
+        assert counted() == 10
+        assert counted.topics == {"a": 9, "b": 1}
+    failed = [one["cause"] for one in events if one["event"] == "partitions_not_counted"]
+    assert [cause.partition(":")[0] for cause in failed] == ["BrokerUnavailableError", "ValueError"]
+    changed = [one for one in events if one["event"] == "partitions_changed"]
+    assert [(one["before"], one["now"], one["topics_new"]) for one in changed] == [
+        (4, 9, ["b"]),
+        (9, 10, []),
+    ]

@@ -1,6 +1,8 @@
 """Coordinators that are dropped at any point, and others that take over."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
@@ -15,6 +18,7 @@ from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ScoredLogError
 from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S, CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import Journal
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
 from nap_stream.scored_log.events import alert_id, read_events
@@ -215,6 +219,83 @@ def test_the_story_has_every_kind_of_alert() -> None:
     assert {data["key"] is None for data in drift} == {True, False}
     assert "gap" in {alert.state for alert in alerts}
     assert len(set(expected())) == len(alerts)
+
+
+PATTERN: dict[str, dict[str, Any]] = {
+    **SECTIONS,
+    "kafka": {"topic": "images", "topic_pattern": "images|gone"},
+}
+
+
+def two_topics() -> SummaryList:
+    """The log of a calm topic, and the beginning of that of another."""
+    gone = [replace(each, partition=TopicPartition("gone", 0)) for each in CHAINS[1][:2]]
+    return SummaryList([*CHAINS[0][:4], *gone])
+
+
+def watermark_after(coordinator: Coordinator, number: int, topics: Mapping[str, int]) -> int | None:
+    known = (PartitionProgress(partition(0), CHAINS[0][number].end_offset, 0, None),)
+    coordinator.report(report(number=number, partitions=known))
+    coordinator.submit(CHAINS[0][number])
+    coordinator.tick(Fleet(1, ("worker-0",), topics=topics))
+    return coordinator.status().drift.watermark_ms
+
+
+def test_a_topic_that_was_deleted_is_not_waited_for() -> None:
+    clock = ManualClock(NOW_MS)
+    coordinator = new_coordinator(two_topics(), MemoryStore(), FlakySink(), clock, **PATTERN)
+    coordinator.start()
+    both = {"images": 1, "gone": 1}
+    before = watermark_after(coordinator, 4, both)
+    clock.advance(40)
+    assert watermark_after(coordinator, 5, both) == before
+    waits = "drift is not judged further yet: no worker has gone/0"
+    assert waits in coordinator.status().degraded()
+    after = watermark_after(coordinator, 6, {"images": 1})
+    assert before is not None
+    assert after is not None
+    assert after > before
+    said = coordinator.status().degraded()
+    assert waits not in said
+    assert "the broker has no more of gone, which the log has" in said
+    assert not coordinator.health()
+    coordinator.close()
+
+
+def test_a_topic_that_is_named_and_not_there_is_told() -> None:
+    named = {**SECTIONS, "kafka": {"topic": "images", "topics": ["images", "gone"]}}
+    log, clock = two_topics(), ManualClock(NOW_MS)
+    coordinator = new_coordinator(log, MemoryStore(), FlakySink(), clock, **named)
+    coordinator.start()
+    watermark_after(coordinator, 4, {"images": 1, "gone": 0})
+    (said,) = coordinator.health()
+    assert "the broker has no topic gone" in said
+    watermark_after(coordinator, 5, {"images": 1, "gone": 1})
+    assert coordinator.health() == ()
+    coordinator.close()
+
+
+def test_a_topic_that_is_read_no_more_leaves_the_rest_as_it_is() -> None:
+    store, clock, log = MemoryStore(), ManualClock(NOW_MS), two_topics()
+    named = {**SECTIONS, "kafka": {"topic": "images", "topics": ["images", "gone"]}}
+    with closing(new_coordinator(log, store, FlakySink(), clock, **named)) as coordinator:
+        coordinator.start()
+        coordinator.flush(1)
+    # The log is asked for what is read.
+    alone = {**SECTIONS, "kafka": {"topic": "images", "topics": ["images"]}}
+    rest = SummaryList([each for each in log.durable if each.partition.topic == "images"])
+    with (
+        capture_logs() as events,
+        closing(new_coordinator(rest, store, FlakySink(), clock, **alone)) as coordinator,
+    ):
+        coordinator.start()
+        assert "monitor_restored" in [event["event"] for event in events]
+        before = watermark_after(coordinator, 4, {"images": 1})
+        after = watermark_after(coordinator, 5, {"images": 1})
+        assert before is not None
+        assert after is not None
+        assert after > before
+        assert coordinator.status().topics_gone == ()
 
 
 def test_a_gap_that_was_declared_while_nobody_coordinated_is_counted() -> None:
