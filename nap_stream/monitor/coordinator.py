@@ -26,6 +26,7 @@ from nap_stream.monitor.alerts import (
 )
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.gauges import show_drift
+from nap_stream.monitor.holes import Holes
 from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.page import LivePage
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
@@ -95,12 +96,16 @@ class Coordinator:
         self._asked_s = clock.monotonic()
         # One thread at a time sends: an older state must not take the place of a newer one.
         self._sending = threading.Lock()
-        # These two are for `tick` and `flush` alone.
-        self._missing_since: dict[tuple[TopicPartition, int], float] = {}
+        # For `tick` and `flush` alone, as `_holes` is.
         self._read_ahead_s = clock.monotonic()
         # Guards all that follows.
         self._lock = threading.Lock()
         self._monitor = DriftMonitor(self._plan, settings, clock, watch=watch)
+        self._holes = Holes(
+            *(self._monitor, summaries, self._lock, clock),
+            apply=self._apply,
+            lost=self._count_gap,
+        )
         self._shown = self._monitor.snapshot()
         self._revision = 0
         self._is_urgent = False
@@ -195,7 +200,7 @@ class Coordinator:
         ``fleet`` is of which workers there are to be, where that is known.
         """
         self._accept_new()
-        self._fill_holes(HOLE_PATIENCE_S)
+        self._holes.fill(HOLE_PATIENCE_S)
         if self._clock.monotonic() - self._read_ahead_s >= READ_AHEAD_EVERY_S:
             self._read_ahead_s = self._clock.monotonic()
             self._read_ahead()
@@ -224,10 +229,10 @@ class Coordinator:
         self._read_ahead()
         if input_ended:
             # A hole of which the log cannot be read stays.
-            while self._fill_holes(0.0):
+            while self._holes.fill(0.0):
                 pass
         else:
-            self._fill_holes(HOLE_PATIENCE_S)
+            self._holes.fill(HOLE_PATIENCE_S)
         with self._lock:
             self._apply(self._monitor.flush() if input_ended else self._monitor.advance())
             self._show()
@@ -407,44 +412,6 @@ class Coordinator:
             reached = self._monitor.partitions.ends()
         found = {n: self._log.find(OffsetRange(n, at, LAST_OFFSET)) for n, at in reached.items()}
         self._catch_up({name: iter(each) for name, each in found.items() if each}, self._apply)
-
-    def _fill_holes(self, patience_s: float) -> bool:
-        """Look in the log for missing offsets; after ``patience_s`` seconds go on without them.
-
-        While the log cannot be read nothing is given up: it may have them. Returns whether there
-        was a hole of which the log could be read.
-        """
-        with self._lock:
-            holes = self._monitor.partitions.holes()
-        is_any_read = False
-        for hole in holes:
-            found = self._log.find(hole)
-            if found is None:
-                self._missing_since.pop((hole.partition, hole.start), None)
-                continue
-            is_any_read = True
-            with self._lock:
-                for summary in found:
-                    self._apply(self._monitor.add(summary))
-                self._give_up_after(patience_s, hole)
-        return is_any_read
-
-    def _give_up_after(self, patience_s: float, hole: OffsetRange) -> None:
-        key, now_s = (hole.partition, hole.start), self._clock.monotonic()
-        if self._monitor.partitions.end(hole.partition) != hole.start:
-            self._missing_since.pop(key, None)
-            return
-        if now_s - self._missing_since.setdefault(key, now_s) < patience_s:
-            return
-        del self._missing_since[key]
-        holes = self._monitor.partitions.holes()
-        skipped = [known for known in holes if known.partition == hole.partition]
-        self._apply(self._monitor.skip_hole(hole.partition))
-        for gap in skipped:
-            self._count_gap(gap.start, gap.end)
-            structlog.get_logger().error(
-                "summaries_missing", partition=str(gap.partition), start=gap.start, end=gap.end
-            )
 
     def _hold(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
