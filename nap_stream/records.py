@@ -110,7 +110,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an image came from: one row of the log is (offset, index)."""
+    """Where an image came from, (offset, index) of the log; ``is_letter`` if from a dead letter."""
 
     partition: TopicPartition
     offset: int
@@ -119,6 +119,7 @@ class Origin:
     event_time_ms: int
     ingest_time_ms: int
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    is_letter: bool = False
 
     def __str__(self) -> str:
         return f"{self.partition}@{self.offset}[{self.index}]"
@@ -392,10 +393,7 @@ class SegmentSummary:
     trace: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.base_offset < self.end_offset:
-            raise ValueError(
-                f"not an offset range: [{self.base_offset}, {self.end_offset}) of {self.partition}"
-            )
+        OffsetRange(self.partition, self.base_offset, self.end_offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,18 +428,16 @@ class WorkerReport:
     """A worker's sign of life, sent about once a second.
 
     ``number`` counts the reports of an incarnation: clocks may jump. ``sent_at_ms`` is by the clock
-    of the worker's machine. Counts are totals since the worker's start, so that a lost report loses
-    nothing.
+    of the worker's machine. Counts are totals since its start, so that a lost report loses nothing.
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
-    ``work_done`` grows with every step that makes progress, and while there is nothing to score
-    and the broker answers; ``idle`` is true when, besides, no row waits for its
-    segment and no rebalance is under way.
-    ``waiting_for`` says what outside of the worker keeps it from going on; None while nothing
-    does. ``offsets_…`` count the partitions taken over whose committed offset was ahead of the
-    log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together that
-    went into each of `TIME_PARTS`, in their order. ``out_of_memory`` counts the batches that did
-    not fit the memory of their device, ``decode_warnings`` the images of which the decoder warned.
-    ``evidence`` counts the images of each of `EVIDENCE_OUTCOMES`, ``evidence_bytes`` those kept.
+    ``work_done`` grows with every step that makes progress, and while there is nothing to score and
+    the broker answers; ``idle`` is true when, besides, no row waits for its segment and no
+    rebalance is under way. ``waiting_for`` says what outside of the worker keeps it from going on,
+    if anything. ``offsets_…`` count the partitions taken over whose committed offset was ahead of
+    the log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together
+    in each of `TIME_PARTS`. ``out_of_memory`` counts the batches that did not fit the memory of
+    their device, ``decode_warnings`` the images of which the decoder warned. ``evidence`` counts
+    the images of each of `EVIDENCE_OUTCOMES`, ``evidence_bytes`` those kept.
     """
 
     worker: str

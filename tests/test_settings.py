@@ -387,6 +387,7 @@ def test_evidence_lies_apart_from_the_log(tmp_path: Path, root: str, is_refused:
 @pytest.mark.parametrize(
     ("worker", "problem"),
     [
+        ({"count": "auto", "autoscaled": True}, "autoscaled needs num_gpus"),
         ({"count": "auto", "min_count": 5, "max_count": 4}, "min_count must be at most max_count"),
         ({"count": "many"}, "Input should be 'auto'"),
     ],
@@ -432,6 +433,7 @@ def test_which_topics_are_read(tmp_path: Path, kafka: str, read: list[str]) -> N
         ("topics: [a, a]", "topics has a name twice"),
         ("topics: [a, nap-stream-alerts]", "which this monitor writes"),
         ("topics: [a/b]", "pattern"),
+        ("topic_pattern: null\nalerts: {topic: images}", "kafka.topic is images, which this"),
         ('topic_pattern: "("', "no regular expression"),
         ('topic_pattern: "a)|(b"', "no regular expression"),
         ('topic_pattern: "(?i)cam.*"', "no regular expression"),

@@ -23,6 +23,8 @@ from nap_stream.records import (
 )
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
+LETTER_HEADERS = frozenset({"nap-stream-status", "nap-stream-topic"})
+"""Each dead letter has them (`nap_stream.dead_letter`)."""
 _CONTENT_TYPE: Final = "content-type"
 _LAST_TIME_MS: Final = 253_402_300_799_999
 """The end of the year 9999, the last time that calendars of common tools can show."""
@@ -152,9 +154,8 @@ class _Rows:
             self._pixels.append(found)
             sha256 = found.sha256
         else:
-            origin = Origin(
-                message.partition, message.offset, index, key, time_ms, ingest_ms, self._headers
-            )
+            of_message = message.partition, message.offset, index, key, time_ms, ingest_ms
+            origin = Origin(*of_message, self._headers, _is_letter(message))
         if isinstance(found, Undecoded):
             assert data is not None
             assert sha256 is not None
@@ -186,6 +187,10 @@ def _is_batch(message: Message) -> bool:
         return False
     media_type = values[-1].split(b";", 1)[0].strip().lower()
     return media_type == ARROW_STREAM.encode()
+
+
+def _is_letter(message: Message) -> bool:
+    return {name for name, _ in message.headers} >= LETTER_HEADERS
 
 
 def _event_time(*candidates: int | None) -> int:

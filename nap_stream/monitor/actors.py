@@ -130,7 +130,7 @@ class CoordinatorActor:
         self._opened: Coordinator | None = None
         self._tracing = OFF
 
-    @ray.method(concurrency_group="tick")
+    @ray.method(concurrency_group="claims")
     def claims(self) -> Claims:
         """What no other monitor may have, also before it has started."""
         return self._claims

@@ -15,7 +15,7 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.files import full_disk
 from nap_stream.monitor.actors import CoordinatorActor, WorkerActor
-from nap_stream.monitor.fleet import Fleet, Needs, PartitionCount, require_room, wanted
+from nap_stream.monitor.fleet import Fleet, Needs, PartitionCount, gpu_room, require_room, wanted
 from nap_stream.monitor.session import (
     NAMESPACE,
     NodeWatch,
@@ -130,8 +130,10 @@ class RayCluster:
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
         self._environment = store_environment(os.environ)
         worker = settings.worker
-        shared = resources().get("CPU", 0.0) if is_own else 0.0
-        self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), gpus_a_worker(settings)
+        shared = resources() if is_own else {}
+        self.num_gpus = gpus_a_worker(settings)
+        on_gpus = gpu_room(self.num_gpus, shared.get("GPU", 0.0))
+        self.num_cpus = cpus_a_worker(worker, int(shared.get("CPU", 0.0)), on_gpus)
         self._needs = Needs(self.num_cpus, self.num_gpus)
         self._watch = NodeWatch()
         require_room(worker, self._needs, self._watch.nodes)
@@ -139,7 +141,7 @@ class RayCluster:
         require_no_clash(claimed)
         name = f"nap-stream-coordinator-{settings.kafka.group_id}"
         # Within a group calls keep their order, and none waits for those of another group.
-        options = {"concurrency_groups": {"line": 1, "tick": 1}}
+        options = {"concurrency_groups": {"line": 1, "tick": 1, "claims": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
             name=name,
             namespace=NAMESPACE,
@@ -162,6 +164,12 @@ class RayCluster:
                 "kafka.group_id",
                 f"Stop {name} first, or give this monitor one of its own",
             ) from error
+        try:
+            # One that began at the same time was not there before: now one of both sees the other.
+            require_no_clash(claimed, name)
+        except WorkerError:
+            ray.kill(self._coordinator)
+            raise
         self._tick: Any = None
         self._clock = SystemClock()
         # Workers that Ray has not placed yet, and when the log is to say so.

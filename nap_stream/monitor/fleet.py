@@ -39,11 +39,14 @@ class Needs:
     def room(self, node: Node) -> int:
         """How many workers a node has room for. Parts of a GPU are never of two."""
         of_cpus = int(node.cpus // self.cpus)
-        if self.gpus == 0:
-            return of_cpus
-        if self.gpus >= 1:
-            return min(of_cpus, int(node.gpus // self.gpus))
-        return min(of_cpus, int(node.gpus) * int(1 / self.gpus + TINY))
+        return of_cpus if self.gpus == 0 else min(of_cpus, gpu_room(self.gpus, node.gpus))
+
+
+def gpu_room(each: float, gpus: float) -> int:
+    """How many workers with so much of a GPU ``gpus`` of a node have room for; 0 without need."""
+    if each == 0:
+        return 0
+    return int(gpus // each) if each >= 1 else int(gpus) * int(1 / each + TINY)
 
 
 @dataclass(frozen=True, slots=True)

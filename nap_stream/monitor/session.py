@@ -17,6 +17,7 @@ from nap_stream.errors import WorkerError
 from nap_stream.monitor.fleet import Node
 from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
+from nap_stream.settings.topics import TopicSelection
 
 LOOK_AT_NODES_EVERY_S = 1.0
 NAMESPACE = "nap-stream"
@@ -119,22 +120,39 @@ def gpus_a_worker(settings: Settings) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a monitor has for itself: its group, the topics of its log, whose alerts it tells."""
+    """What a monitor has for itself: its group, the topics of its log, whose alerts it tells.
+
+    It ``reads`` what may grow; ``topics`` are those that it found.
+    """
 
     group: str
     root: str
+    reads: TopicSelection
     topics: frozenset[str]
+    writes: frozenset[str]
+    servers: frozenset[str]
     alerts: str
 
     def clash(self, other: "Claims") -> tuple[str, str] | None:
         """The key of what both have, and what that is; None where they can be side by side."""
         if self.group == other.group:
             return "kafka.group_id", f"the group {self.group}"
-        if self.root == other.root and (both := sorted(self.topics & other.topics)):
+        if self.root == other.root and (both := self._both(other)):
             return "log.root", f"the log of {', '.join(both)} in {self.root}"
         if self.alerts == other.alerts:
             return "alerts.monitor", f"the alerts of {self.alerts}"
+        if self.servers & other.servers:
+            if fed := self.reads.among(other.writes):
+                return self.reads.key, f"{', '.join(fed)} to write, which this one reads"
+            if fed := other.reads.among(self.writes):
+                return self.reads.key, f"{', '.join(fed)} to read, which this one writes"
         return None
+
+    def _both(self, other: "Claims") -> tuple[str, ...]:
+        """What both read: of the topics that either found; and one pattern, whatever it finds."""
+        found = other.reads.among(self.reads.among(self.topics | other.topics))
+        same = self.reads.pattern is not None and self.reads.pattern == other.reads.pattern
+        return found or ((str(self.reads),) if same else ())
 
 
 def claims(settings: Settings, topics: Iterable[str]) -> Claims:
@@ -144,21 +162,25 @@ def claims(settings: Settings, topics: Iterable[str]) -> Claims:
     return Claims(
         kafka.group_id,
         str(settings.log.root),
+        settings.reads,
         frozenset(topics),
+        frozenset(settings.written),
+        frozenset(kafka.bootstrap_servers),
         f"the monitor {alerts.monitor} of {kafka.topic}, in {alerts.topic} on {servers}",
     )
 
 
-def require_no_clash(mine: Claims) -> None:
+def require_no_clash(mine: Claims, own: str = "") -> None:
     """Refuse to run beside a monitor of this cluster that has the same log, or the same alerts.
 
-    One that does not answer is told of, and not counted.
+    ``own`` is the name of this monitor's actor. One that does not answer is told of, and not
+    counted.
 
     Raises:
         WorkerError: Naming what they would share.
     """
     for one in ray.util.list_named_actors(all_namespaces=True):
-        if one["namespace"] != NAMESPACE:
+        if one["namespace"] != NAMESPACE or one["name"] == own:
             continue
         name = str(one["name"])
         try:

@@ -362,14 +362,16 @@ class Publisher:
         if not partition.failed:
             return
         began = self._clock.monotonic()
+        # Two monitors that read each other's would send one to and fro for ever. Its row stays.
+        letters = [image for image in partition.failed if not image.origin.is_letter]
         with self._counters.timed("dead_letters", self._clock):
             try:
-                for image in partition.failed:
+                for image in letters:
                     self._dead_letters.send(image)
                 self._dead_letters.flush(timeout_s)
             except BrokerError as error:
                 raise Unavailable(DEAD_LETTERS, error) from error
-        self._counters.dead_letters += len(partition.failed)
+        self._counters.dead_letters += len(letters)
         partition.delivered()
         partition.steps.append(("dead_letters", began, self._clock.monotonic()))
 

@@ -31,7 +31,8 @@ class WorkerSettings(Section):
     """With count auto: the most, where partitions and room are enough for them."""
     autoscaled: bool = False
     """Whether the Ray cluster grows when more is asked of it, as with KubeRay's autoscaler. Then
-    workers that have no room yet are asked for all the same, and wait for a node."""
+    workers that have no room yet are asked for all the same, and wait for a node. It needs
+    num_gpus: nodes that are not there yet do not say whether they have GPUs."""
     num_gpus: Annotated[float, Field(ge=0, le=16)] | None = None
     """GPUs a worker, fractions allowed; null takes 1 where Ray has GPUs, else 0."""
     batch_size: Positive | None = None
@@ -77,20 +78,30 @@ class WorkerSettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _nodes_to_come_are_known(self) -> Self:
+        if self.autoscaled and self.num_gpus is None:
+            raise ValueError(
+                "autoscaled needs num_gpus: nodes that are not there yet do not say whether they "
+                "have GPUs. 0 for workers on CPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _threads_have_cpus(self) -> Self:
         if self.num_cpus is not None and self.num_cpus < self.torch_threads:
             raise ValueError("num_cpus must be at least torch_threads")
         return self
 
 
-def cpus_a_worker(settings: WorkerSettings, shared: int) -> int:
+def cpus_a_worker(settings: WorkerSettings, shared: int, on_gpus: int = 0) -> int:
     """How many CPUs a worker counts as, and uses, of those that all workers share; 0 for none.
 
-    Where ``count`` is auto, as few workers share them as make good use of them.
+    Where ``count`` is auto, as few workers share them as make good use of them, and of the GPUs,
+    which have room for ``on_gpus``.
     """
     if settings.num_cpus is not None:
         return settings.num_cpus
-    few = -(-shared // MAX_CPU_SHARE)
+    few = min(max(-(-shared // MAX_CPU_SHARE), on_gpus), settings.max_count)
     count = max(few, settings.at_least) if settings.count == "auto" else settings.count
     return max(settings.torch_threads, min(MAX_CPU_SHARE, shared // max(1, count)))
 

@@ -483,8 +483,9 @@ class Settings(Section):
             raise ValueError("evidence.root and log.root must lie apart: neither in the other")
         if self.evidence.root is not None and self.model.elsewhere is not None:
             raise ValueError("evidence.root keeps images, and with model.elsewhere there are none")
-        if self.kafka.topics and (both := sorted({*self.kafka.topics} & {*self.written})):
-            raise ValueError(f"kafka.topics has {', '.join(both)}, which this monitor writes")
+        if both := sorted({*self.reads.names} & {*self.written}):
+            key = "kafka.topics has" if self.kafka.topics else "kafka.topic is"
+            raise ValueError(f"{key} {', '.join(both)}, which this monitor writes")
         if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
             raise ValueError(
                 "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"

@@ -28,6 +28,13 @@ class TopicSelection:
         return f"{noun} {', '.join(self.names)}"
 
     @property
+    def key(self) -> str:
+        """The settings' key that says so."""
+        if self.pattern is not None:
+            return "kafka.topic_pattern"
+        return "kafka.topic" if len(self.names) == 1 else "kafka.topics"
+
+    @property
     def regex(self) -> str:
         """What `re.match` is to find in a topic's name; only where there is a pattern."""
         never = "|".join(map(re.escape, sorted(self.never)))

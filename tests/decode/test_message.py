@@ -5,10 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from nap_stream.dead_letter import dead_letter_headers
 from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.decode.message import decode_message
 from nap_stream.jpeg import undecoded_jpeg
-from nap_stream.records import EncodedJpeg, FailedImage, Message, Status, TopicPartition
+from nap_stream.records import EncodedJpeg, FailedImage, Message, Origin, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
 from tests.support.scored_records import DecodedImage, images_of
@@ -33,6 +34,15 @@ def rows(
 def failed(row: DecodedImage | FailedImage) -> FailedImage:
     assert isinstance(row, FailedImage)
     return row
+
+
+def test_a_message_that_is_a_dead_letter_is_told() -> None:
+    origin = Origin(PARTITION, 7, 0, None, 0, 0)
+    letter = FailedImage(origin, Status.CORRUPT, "damaged", b"no image", None)
+    for headers, is_letter in ((dead_letter_headers(letter), True), (ARROW_HEADERS, False)):
+        given = message(b"no image", tuple(headers))
+        found = decode_message(given, LimitSettings(), kept_headers=(), ingest_time_ms=0)
+        assert [image.origin.is_letter for image in found.failed] == [is_letter]
 
 
 def test_one_image_a_message() -> None:

@@ -18,7 +18,12 @@ from nap_stream.monitor import cluster as ray_cluster
 from nap_stream.monitor.actors import WorkerActor
 from nap_stream.monitor.cluster import RayCluster, RayWorker
 from nap_stream.monitor.fleet import Fleet
-from nap_stream.monitor.session import cluster_resources, ray_session
+from nap_stream.monitor.session import (
+    Claims,
+    cluster_resources,
+    ray_session,
+    require_no_clash,
+)
 from nap_stream.settings.schema import Settings
 from tests.e2e.on_ray import ray_up
 from tests.support.leftovers import short_folder
@@ -173,6 +178,29 @@ def test_more_than_the_cluster_has_is_refused(worker: dict[str, float], problem:
             "alerts.monitor",
             "the monitor ood-fraction of images",
         ),
+        (
+            {"kafka": {"group_id": "b", "topic": "all", "topic_pattern": "ima.*"}},
+            "log.root",
+            "the log of images in log",
+        ),
+        (
+            {
+                "kafka": {"group_id": "b", "topic": "all", "topic_pattern": ".*"},
+                "log": {"root": Path("another")},
+                "dead_letters": {"topic": "b-letters"},
+                "alerts": {"topic": "b-alerts"},
+            },
+            "kafka.topic_pattern",
+            "nap-stream-alerts, nap-stream-dead-letters to write, which this one reads",
+        ),
+        (
+            {
+                "kafka": {"group_id": "b", "topic": "other"},
+                "dead_letters": {"topic": "images"},
+            },
+            "kafka.topic",
+            "images to read, which this one writes",
+        ),
     ],
 )
 def test_a_second_monitor_that_clashes_with_the_first_is_refused(
@@ -189,6 +217,30 @@ def test_a_second_monitor_that_clashes_with_the_first_is_refused(
     assert problem in caught.value.problem
     assert caught.value.where == key
     assert "nap-stream-coordinator-taken" in caught.value.action
+
+
+def test_two_monitors_that_begin_at_once_find_each_other(
+    cluster_of: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that looks before the other is there, and the other is there before it is."""
+    both = [
+        settings_of(kafka={"topic": "once", "group_id": group}, worker={"num_gpus": 0})
+        for group in ("once-a", "once-b")
+    ]
+    looked = require_no_clash
+
+    def after_the_other(mine: Claims, own: str = "") -> None:
+        if own:
+            looked(mine, own)
+        elif mine.group == "once-b":
+            other = cluster_of(both[0])
+            ray.get(other._coordinator.claims.remote(), timeout=PATIENCE_S)
+
+    monkeypatch.setattr(ray_cluster, "require_no_clash", after_the_other)
+    with pytest.raises(WorkerError, match="the log of once"):
+        RayCluster(both[1], FACTS)
+    monkeypatch.undo()
+    cluster_of(_settings("once-b", num_gpus=0))  # its name is free again
 
 
 @pytest.mark.embedded

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from nap_stream.errors import BrokerUnavailableError, WorkerError
-from nap_stream.monitor.fleet import Needs, Node, PartitionCount, require_room, wanted
-from nap_stream.settings.run import WorkerSettings
+from nap_stream.monitor.fleet import (
+    Needs,
+    Node,
+    PartitionCount,
+    gpu_room,
+    require_room,
+    wanted,
+)
+from nap_stream.settings.run import WorkerSettings, cpus_a_worker
 from tests.support.waiting import wait_until
 
 SMALL, GPU = Node(cpus=4, gpus=0), Node(cpus=8, gpus=2)
@@ -38,6 +45,24 @@ def test_a_worker_has_one_node_and_one_gpu(needs: Needs, room: int) -> None:
     assert needs.room(SMALL) + needs.room(GPU) == room
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "each", "settings", "share"),
+    [
+        (16, 0, 0, auto(), 8),
+        (16, 4, 1, auto(), 4),
+        (16, 4, 0.5, auto(), 2),
+        (16, 4, 1, auto(max_count=2), 8),
+        (16, 4, 2, auto(), 8),
+        (16, 4, 1, WorkerSettings(count=1), 8),
+        (4, 0, 0, auto(min_count=4), 1),
+    ],
+)
+def test_the_workers_of_a_machine_of_their_own_have_all_of_its_gpus(
+    cpus: int, gpus: float, each: float, settings: WorkerSettings, share: int
+) -> None:
+    assert cpus_a_worker(settings, cpus, gpu_room(each, gpus)) == share
+
+
 @given(st.integers(1, 1_000), st.integers(0, 1_000), st.integers(1, 40), st.integers(0, 40))
 def test_auto_is_between_its_bounds_and_has_no_worker_without_a_partition_or_room(
     partitions: int, room: int, least: int, more: int
@@ -47,7 +72,7 @@ def test_auto_is_between_its_bounds_and_has_no_worker_without_a_partition_or_roo
     assert least <= found <= least + more
     assert found == least or found <= min(partitions, room)
     assert found == least + more or found >= min(partitions, room)
-    grows = auto(min_count=least, max_count=least + more, autoscaled=True)
+    grows = auto(min_count=least, max_count=least + more, autoscaled=True, num_gpus=0)
     assert wanted(grows, partitions, room) == max(least, min(partitions, least + more))
     assert wanted(WorkerSettings(count=3), partitions, room) == 3
 

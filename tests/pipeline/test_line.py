@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pytest
@@ -16,7 +16,7 @@ from nap_stream.records import (
     WorkerReport,
 )
 from tests.pipeline.bench import FIRST, SECOND, Bench
-from tests.pipeline.test_scoring import images_in, score
+from tests.pipeline.test_scoring import decode, images_in, score
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.log_files import footers_in, paths_in, rows_in
 from tests.support.told import Told
@@ -91,6 +91,27 @@ def test_bad_rows_go_to_the_dead_letters_before_their_segment(bench: Bench) -> N
     assert bench.offsets() == [(0, 0), (0, 1), (0, 2), (1, 0)]
     statuses = rows_in(bench.store, FIRST).column("status").to_pylist()
     assert statuses == ["ok", "corrupt", "ok", "corrupt"]
+
+
+def test_a_dead_letter_that_is_read_makes_no_other_one_and_has_its_row(bench: Bench) -> None:
+    def of_a_letter(message: Message) -> DecodedRows:
+        found = decode(message)
+        origins = [replace(image.origin, is_letter=message.offset == 1) for image in found.failed]
+        failed = [
+            replace(image, origin=origin)
+            for image, origin in zip(found.failed, origins, strict=True)
+        ]
+        return replace(found, failed=failed)
+
+    bench.decode = of_a_letter
+    for _ in range(3):
+        bench.topic.append(FIRST, b"b")
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 3)
+
+    assert [image.origin.offset for image in bench.letters.images] == [0, 2]
+    assert bench.offsets() == [(0, 0), (1, 0), (2, 0)]
+    assert bench.told.reports[-1].dead_letters == 2
 
 
 def test_the_loser_of_a_race_drops_its_rows_and_goes_on_from_the_winners_end(
