@@ -412,6 +412,9 @@ dead_letters: {topic: images-dead-letters}
         ("{topic: images, topics: [b, a]}", ["a", "b"]),
         ("{topic: all, topic_pattern: images.*}", ["images", "images-2"]),
         ("{topic: all, topic_pattern: images}", ["images"]),
+        ("{topic: all, topic_pattern: '(?i:A|IMAGES)'}", ["a", "images"]),
+        ("{topic: all, topic_pattern: '([a-z]+-)*(a|b|images)'}", ["a", "b", "images"]),
+        ("{topic: all, topic_pattern: '[a-z]*-[0-9]*-[a-z]*-.*|.*-2.*'}", ["images-2"]),
         ("{topic: all, topic_pattern: a|.*}", ["a", "b", "images", "images-2"]),
     ],
 )
@@ -436,7 +439,11 @@ def test_which_topics_are_read(tmp_path: Path, kafka: str, read: list[str]) -> N
         ("topic_pattern: null\nalerts: {topic: images}", "kafka.topic is images, which this"),
         ('topic_pattern: "("', "no regular expression"),
         ('topic_pattern: "a)|(b"', "no regular expression"),
-        ('topic_pattern: "(?i)cam.*"', "no regular expression"),
+        ('topic_pattern: "(?i)cam.*"', r"write \(\?i:cam\.\*\)"),
+        ('topic_pattern: "(a+)+b"', "it takes very long"),
+        ('topic_pattern: "(cam|cam-|-)*x"', "it takes very long"),
+        ('topic_pattern: "([a-z]+-?)*_"', "it takes very long"),
+        ('topic_pattern: ".*a.*a.*a.*a.*a"', "it takes very long"),
         ("topic_pattern: a\n  topics: [a]", "topics or topic_pattern, not both"),
     ],
 )

@@ -3,7 +3,6 @@
 `nap_stream.settings.load` reads them from YAML and the environment.
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,7 +31,7 @@ from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.oauth import OAuthSettings
 from nap_stream.settings.run import DriverSettings, MetricsSettings, TracingSettings, WorkerSettings
-from nap_stream.settings.topics import TopicSelection
+from nap_stream.settings.topics import TopicSelection, require_pattern
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
@@ -118,12 +117,8 @@ class KafkaSettings(Section):
     @field_validator("topic_pattern")
     @classmethod
     def _can_be_compiled(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-            # Also within what is made of it: a flag for all of it, as (?i), is none there.
-            re.compile(TopicSelection((), value).regex)
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from None
+        if value is not None:
+            require_pattern(value)
         return value
 
     @model_validator(mode="after")

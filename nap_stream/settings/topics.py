@@ -1,8 +1,15 @@
 """Which topics a monitor reads: one, several, or all that fit a pattern."""
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+LONGEST = 249
+"""Of a topic's name."""
+MATCH_S = 0.2
+"""What one name may take to be looked at. Each new topic is looked at by each worker."""
+_FLAGS = re.compile(r"\(\?([aiLmsux]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +51,40 @@ class TopicSelection:
     def among(self, topics: Iterable[str]) -> tuple[str, ...]:
         """Those of ``topics`` that are read, in order."""
         return tuple(sorted(topic for topic in topics if topic in self))
+
+
+def require_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression for a name, or takes very long on one.
+
+    That is tried with names made of the pattern's own letters and words, up to the longest, which
+    finds the usual mistakes, as a repeat of a repeat, and not all that there are.
+
+    Raises:
+        ValueError: With what to write instead, where that is known.
+    """
+    try:
+        whole = re.compile(pattern)
+        if flags := _FLAGS.match(pattern):
+            instead = f"(?{flags[1]}:{pattern[flags.end() :]})"
+            raise ValueError(f"flags stand in a group with what they are for: write {instead}")
+        # Also within what is made of it: `a)|(b` is none there.
+        regex = re.compile(TopicSelection((), pattern).regex)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    for name in _trials(whole.pattern):
+        began_s = time.thread_time()
+        regex.match(name)
+        if time.thread_time() - began_s > MATCH_S:
+            raise ValueError(
+                f"it takes very long to find that a name of {len(name)} letters does not fit: "
+                "write it with fewer repeats, and none within another, as in (a+)+"
+            )
+
+
+def _trials(pattern: str) -> Iterator[str]:
+    """Names that nearly fit, each a little longer: what takes twice as long is found early."""
+    words = re.findall(r"[A-Za-z0-9._-]+", pattern)
+    for one in sorted({*"".join(words), *words[:20]}, key=len):
+        for size in (*range(1, 40), *range(40, LONGEST, 10)):
+            # No name ends so, and none that a pattern is for.
+            yield (one * size)[:size] + "\n"

@@ -146,6 +146,7 @@ class KafkaSource:
         self._fresh: set[KafkaPartition] = set()
         self._ends: dict[KafkaPartition, int] = {}
         self._told: set[KafkaPartition] = set()
+        self._silent: set[str] = set()
         self._place_at = float("-inf")
         self._waits = False
         self._paused = False
@@ -318,24 +319,44 @@ class KafkaSource:
         """Ask the listener where to read new partitions from; on the reader's own thread.
 
         Where neither broker nor listener can say, or the group rebalances, the partitions wait for
-        a later call.
+        a later call; of several topics, those alone of which the broker cannot.
         """
         waiting = sorted(self._fresh)
         if not waiting or self._joins.under_way or self._clock.monotonic() < self._place_at:
             return
+        found: dict[KafkaPartition, PartitionOffsets] = {}
+        cause: Exception | None = None
         try:
-            found = ask_offsets(self._consumer, waiting)
+            self._ask_by_topic(waiting, found)
+        except errors.RetriableError as error:
+            cause = error
+        try:
             self._topics.refresh()
         except errors.RetriableError as error:
-            self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
-            self._wait(f"{type(error).__name__}: {error}")
-            return
-        self._wait(None)
-        for native in waiting:
+            found, cause = {}, error
+        self._wait(None if cause is None else f"{type(cause).__name__}: {cause}")
+        for native in sorted(found):
             topic_id = self._topics.ids.get(native.topic)
             self._place(native, replace(found[native], topic_id=topic_id))
         if self._fresh:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
+
+    def _ask_by_topic(
+        self, waiting: Sequence[KafkaPartition], found: dict[KafkaPartition, PartitionOffsets]
+    ) -> None:
+        """Add offsets to ``found``; the topics of which nobody answered the last time come last.
+
+        A partition without a leader takes the time of a whole question, of which one is enough.
+
+        Raises:
+            RetriableError: kafka-python's own; nobody answered for one of the topics.
+        """
+        topics = {native.topic for native in waiting}
+        for topic in sorted(topics, key=lambda topic: (topic in self._silent, topic)):
+            self._silent.add(topic)
+            of_topic = [native for native in waiting if native.topic == topic]
+            found |= ask_offsets(self._consumer, of_topic)
+            self._silent.discard(topic)
 
     def _place(self, native: KafkaPartition, found: PartitionOffsets) -> None:
         self._told.add(native)
