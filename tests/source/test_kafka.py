@@ -1,15 +1,19 @@
 """What only a real broker can show."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
+from kafka import errors
+from structlog.testing import capture_logs
 
 from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
-from nap_stream.kafka.client import connect
+from nap_stream.kafka.client import connect, create_topics
 from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import UNWATCHED_S, KafkaSource
+from nap_stream.source.kafka_group import ask_offsets
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, delete_before, new_settings, replace_topic, send
@@ -176,6 +180,89 @@ def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it
 
     assert listener.losses == [partition]
     assert listener.asked[-1][2] not in {before, None}
+
+
+def two_topics(bootstrap: str) -> tuple[KafkaSettings, str]:
+    """Settings whose `topics` are their own and another one."""
+    settings = new_settings(bootstrap)
+    other = f"{settings.topic}-other"
+    create_topics(settings, [other], 1)
+    return settings.model_copy(update={"topics": (settings.topic, other)}), other
+
+
+@pytest.mark.kafka
+def test_of_two_topics_one_that_is_made_anew_leaves_the_other_as_it_is(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings, other = two_topics(apache_kafka.bootstrap)
+    both = [TopicPartition(name, 0) for name in (settings.topic, other)]
+    for name in settings.topics:
+        send(settings, [name.encode()], topic=name)
+    listener = Listener(log_ends=dict.fromkeys(both, 0))
+    source = opened(settings, listener)
+    assert {each.partition for each in poll_messages(source, 2)} == {*both}
+    ids = {partition: topic_id for partition, _end, topic_id in listener.asked}
+    source.pause()
+    paused_at = time.monotonic()
+    replace_topic(settings, 5)
+    wait_until(lambda: time.monotonic() - paused_at > UNWATCHED_S, "a pause of some length")
+    source.resume()
+    listener.refusals[both[0]] = 1
+    assert source.poll(0.2, 10) == []
+
+    assert listener.losses == [both[0]]
+    assert listener.asked[-1][0] == both[0]
+    assert listener.asked[-1][2] not in {ids[both[0]], None}
+    send(settings, [b"more"], topic=other)
+    assert [each.value for each in poll_messages(source, 6) if each.partition == both[1]] == [
+        b"more"
+    ]
+
+
+@pytest.mark.kafka
+def test_a_topic_of_a_pattern_that_appears_is_read_from_where_the_listener_says(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nap_stream.source.kafka_group.METADATA_MAX_AGE_MS", 500)
+    settings = new_settings(apache_kafka.bootstrap)
+    send(settings, [b"first"])
+    pattern = settings.model_copy(update={"topic_pattern": f"{settings.topic}(-[a-z]+)?"})
+    listener = Listener()
+    source = opened(pattern, listener)
+    assert [each.value for each in poll_messages(source, 1)] == [b"first"]
+
+    later, unlike = f"{settings.topic}-later", f"{settings.topic}-2"
+    create_topics(settings, [later, unlike], 1)
+    for name in (later, unlike):
+        send(settings, [name.encode()], topic=name)
+    assert [each.value for each in poll_messages(source, 1)] == [later.encode()]
+    assert {partition.topic for partition in listener.owned} == {settings.topic, later}
+    assert listener.losses == []
+
+
+@pytest.mark.kafka
+def test_a_topic_whose_leader_is_away_does_not_keep_the_other_back(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, other = two_topics(apache_kafka.bootstrap)
+    for name in settings.topics:
+        send(settings, [name.encode()], topic=name)
+    away = {settings.topic}
+
+    def without_leader(consumer: Any, partitions: Sequence[Any]) -> Any:
+        if away & {native.topic for native in partitions}:
+            raise errors.KafkaTimeoutError("no leader")
+        return ask_offsets(consumer, partitions)
+
+    monkeypatch.setattr("nap_stream.source.kafka.ask_offsets", without_leader)
+    source = opened(settings, Listener())
+    with capture_logs() as events:
+        assert [each.value for each in poll_messages(source, 1)] == [other.encode()]
+        assert not source.settled()
+        away.clear()
+        assert [each.value for each in poll_messages(source, 1)] == [settings.topic.encode()]
+    told = [event["event"] for event in events]
+    assert told == ["partitions_wait_for_offsets", "offsets_found"]
 
 
 @pytest.mark.kafka
