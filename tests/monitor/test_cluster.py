@@ -240,7 +240,11 @@ def test_two_monitors_that_begin_at_once_find_each_other(
     with pytest.raises(WorkerError, match="the log of once"):
         RayCluster(both[1], FACTS)
     monkeypatch.undo()
-    cluster_of(_settings("once-b", num_gpus=0))  # its name is free again
+
+    def names() -> set[str]:
+        return {str(one["name"]) for one in ray.util.list_named_actors(all_namespaces=True)}
+
+    wait_until(lambda: "nap-stream-coordinator-once-b" not in names(), "its actor to be gone")
 
 
 @pytest.mark.embedded
