@@ -222,7 +222,8 @@ def test_the_last_one_does_not_wait_for_one_that_is_being_sent(
 @pytest.mark.usefixtures("key")
 def test_a_copy_goes_to_the_topic(tmp_path: Path, store: MemoryStore, embedded: str) -> None:
     kafka, clock = new_settings(embedded), ManualClock(NOW_MS)
-    signer = _signer(tmp_path, store, clock, kafka, topic=kafka.topic)
+    read = kafka.model_copy(update={"topic": "images"})
+    signer = _signer(tmp_path, store, clock, read, topic=kafka.topic)
     signer.tick()
     _settled(signer)
     assert signer.failure is None
