@@ -5,11 +5,12 @@ through settings; `shown` gives it back as people write it. Credentials, region 
 those of a log in an object store.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nap_stream.errors import NapStreamError, ScoredLogError
@@ -20,6 +21,7 @@ MAX_FILES = 1_000
 _PIECE_BYTES = 8 * 2**20
 _SCHEME = "s3:"
 _ACTION = "Check the address, and that this machine may read it"
+_PREFIX = "nap-stream-fetched-"
 
 
 def is_address(path: Path) -> bool:
@@ -45,19 +47,23 @@ def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Ite
     nap-stream within the block name the address in place of the copy.
 
     Raises:
-        NapStreamError: It cannot be fetched, or there is more than ``max_bytes`` of it. It is of
-            the class ``raising``.
+        ScoredLogError: The store does not answer, or the object changed meanwhile: it is retriable.
+        NapStreamError: It cannot be fetched, or there is more than ``max_bytes`` of it, or no room
+            for it. It is of the class ``raising``.
     """
     if not is_address(path):
         yield path
         return
     address = shown(path)
-    with tempfile.TemporaryDirectory(prefix="nap-stream-") as folder:
-        local = Path(folder) / path.name
+    with _own_folder() as folder:
+        local = folder / path.name
         try:
             _fetch(path, local, raising, max_bytes)
         except ScoredLogError as error:
-            raise raising(f"cannot be fetched: {error.problem}", error.where, _ACTION) from None
+            problem = f"cannot be fetched: {error.problem}"
+            if error.retriable:
+                raise type(error)(problem, error.where, error.action) from None
+            raise raising(problem, error.where, _ACTION) from None
         except OSError as error:
             raise raising(
                 f"cannot be fetched: {error.strerror}", address, f"Make room in {folder}"
@@ -67,6 +73,43 @@ def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Ite
         except NapStreamError as error:
             told = (str(part).replace(str(local), address) for part in error.args)
             raise type(error)(*told) from error
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A temporary folder, gone with the block; first those of processes that died go.
+
+    A lock tells whose process lives: it ends with the process, however that ends.
+    """
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{_PREFIX}*"):
+        if (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Another process may have taken it for one that was left.
+        if (lock := _locked(folder)) is not None:
+            break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds a folder's lock; None where another process does, or it is gone."""
+    with suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_uid == os.geteuid() and os.fstat(lock).st_nlink:
+                return lock
+        except OSError:
+            pass
+        os.close(lock)
+    return None
 
 
 def _fetch(path: Path, local: Path, raising: type[NapStreamError], max_bytes: int) -> None:
@@ -83,10 +126,13 @@ def _fetch(path: Path, local: Path, raising: type[NapStreamError], max_bytes: in
         raise _too_much(raising, address, f"{len(sizes):,} objects", f"{MAX_FILES:,} objects")
     if (total := sum(sizes.values())) > max_bytes:
         raise _too_much(raising, address, f"{total:,} bytes", f"{max_bytes:,}")
+    _require_room(local.parent, total, address, raising)
     local.mkdir()
     for name in sizes:
         if not _copy(folder, name, local / name, max_bytes, raising):
-            raise raising("it was removed while it was read", f"{address}/{name}", "Try again")
+            raise ScoredLogError(
+                "it was removed while it was read", f"{address}/{name}", "Try again"
+            )
 
 
 def _copy(
@@ -96,13 +142,23 @@ def _copy(
     file = store.open(name)
     if file is None:
         return False
+    where = f"{store.root}/{name}"
     with file, local.open("xb") as copy:
         if (size := file.seek(0, os.SEEK_END)) > max_bytes:
-            where = f"{store.root}/{name}"
             raise _too_much(raising, where, f"{size:,} bytes", f"{max_bytes:,}")
+        _require_room(local.parent, size, where, raising)
         file.seek(0)
         shutil.copyfileobj(file, copy, _PIECE_BYTES)
     return True
+
+
+def _require_room(folder: Path, size: int, where: str, raising: type[NapStreamError]) -> None:
+    if size > (free := shutil.disk_usage(folder).free):
+        raise raising(
+            f"it holds {size:,} bytes, and {tempfile.gettempdir()} has {free:,} free for it",
+            where,
+            "Make room there, or name another folder in TMPDIR",
+        )
 
 
 def _too_much(raising: type[NapStreamError], where: str, found: str, most: str) -> NapStreamError:

@@ -287,7 +287,11 @@ class ObjectStore:
         """The sizes of the objects in a folder, of 1,000 a request."""
         with typed_store_errors(self._where(folder)):
             found = obstore.list_with_delimiter(self._objects, folder or None)["objects"]
-        return {entry["path"].rpartition("/")[2]: entry["size"] for entry in found}
+        return {
+            entry["path"].rpartition("/")[2]: entry["size"]
+            for entry in found
+            if entry["path"] != folder
+        }
 
     def read(self, path: str) -> bytes | None:
         """A whole object; None where it is missing."""
@@ -408,7 +412,9 @@ class ObjectStore:
 
     def _list(self, folder: str) -> list[str]:
         found = obstore.list_with_delimiter(self._objects, folder or None)
-        return [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        # Consoles make a folder as an empty object whose name ends with a slash.
+        objects = (path for entry in found["objects"] if (path := entry["path"]) != folder)
+        return [*found["common_prefixes"], *objects]
 
     def _list_from(self, prefix: str, first: str) -> list[str]:
         # The listing begins after its offset; all names from `first` on come after its own prefix.

@@ -1,8 +1,13 @@
 """Configuration, weights and calibration that lie in an object store."""
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,13 @@ from safetensors.torch import save_file
 
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import Calibration, require_fingerprint
-from nap_stream.errors import CalibrationError, ConfigError, FingerprintMismatchError, ModelError
+from nap_stream.errors import (
+    CalibrationError,
+    ConfigError,
+    FingerprintMismatchError,
+    ModelError,
+    ScoredLogError,
+)
 from nap_stream.fetched import fetched, is_address, shown
 from nap_stream.model.load import load_model
 from nap_stream.monitor.run import run_monitor
@@ -178,3 +189,90 @@ def test_paths_are_paths(tmp_path: Path) -> None:
         assert not is_address(path)
         with fetched(path, ModelError, max_bytes=0) as same:
             assert same == path
+
+
+@pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.CUT_BODY])
+def test_a_store_that_is_away_is_worth_another_try(
+    store: ObjectStore, s3: FaultProxy, fault: Fault
+) -> None:
+    s3.fail("GET", *[fault] * 30)
+    with pytest.raises(ScoredLogError, match="cannot be fetched: the object store failed") as found:
+        load_calibration(Path(f"{store.root}/calibration"))
+    assert found.value.retriable
+    s3.forget()
+    load_calibration(Path(f"{store.root}/calibration"))
+
+
+def test_an_object_that_changes_while_it_is_read_is_worth_another_try(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = bytes(20 * 2**20)
+    store.create("large.bin", large)
+
+    def replaces(*_: object) -> shutil._ntuple_diskusage:
+        store.replace("large.bin", large + b"more")
+        return shutil._ntuple_diskusage(2**40, 0, 2**40)
+
+    monkeypatch.setattr(shutil, "disk_usage", replaces)
+    with (
+        pytest.raises(ScoredLogError, match="replaced or removed while it was read") as found,
+        fetched(Path(f"{store.root}/large.bin"), ModelError, max_bytes=2**30),
+    ):
+        pass
+    assert found.value.retriable
+
+
+def test_a_folder_that_a_console_made_has_an_object_without_a_name(
+    store: ObjectStore, s3: FaultProxy
+) -> None:
+    base = store.root.removeprefix("s3://")
+    for folder in ("calibration/", "calibration/below/"):
+        assert s3.forward("PUT", f"/{base}/{folder}", {}, b"")[0] == HTTPStatus.OK
+    assert set(ObjectStore(f"{store.root}/calibration").sizes("")) == set(
+        store.sizes("calibration")
+    )
+    assert set(store.sizes("calibration")) == {"calibration.json", "scores.safetensors"}
+    assert set(store.names("calibration")) == {"below", "calibration.json", "scores.safetensors"}
+    assert "" not in ObjectStore(f"{store.root}/calibration").names("", "a")
+    load_calibration(Path(f"{store.root}/calibration"))
+
+
+def test_what_a_process_that_died_had_fetched_goes_and_what_another_reads_stays(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    path = Path(f"{store.root}/classes.txt")
+    code = (
+        "import sys; from pathlib import Path; from nap_stream.fetched import fetched\n"
+        "from nap_stream.errors import ModelError\n"
+        f"with fetched(Path({str(path)!r}), ModelError, max_bytes=100_000) as file:\n"
+        "    print(file, flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        with fetched(path, ModelError, max_bytes=100_000):
+            assert left.is_file()
+        assert left.is_file()
+        other.kill()
+    assert left.is_file()
+    with fetched(path, ModelError, max_bytes=100_000) as file:
+        assert list(tmp_path.glob("nap-stream-*")) == [file.parent]
+    assert not file.parent.exists()
+
+
+def test_what_there_is_no_room_for_is_told_before_it_is_fetched(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil._ntuple_diskusage(2**40, 2**40, 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    for name in ("model.safetensors", "calibration"):
+        with (
+            pytest.raises(ModelError, match=r"it holds [\d,]+ bytes, and .* has 0 free") as found,
+            fetched(Path(f"{store.root}/{name}"), ModelError, max_bytes=2**30),
+        ):
+            pass
+        assert f"{store.root}/{name}" in found.value.where

@@ -35,6 +35,7 @@ def load_calibration(folder: Path) -> Calibration:
     """Read a calibration, bit for bit as it was written; ``folder`` may be an address.
 
     Raises:
+        ScoredLogError: The object store that holds it is away; it is retriable.
         CalibrationError: There is none, it is damaged, or its version is unknown, or it cannot be
             fetched.
     """

@@ -28,7 +28,13 @@ from nap_stream.cli.options import (
     tell_pruned,
 )
 from nap_stream.clock import SystemClock
-from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
+from nap_stream.errors import (
+    CalibrationError,
+    ChainBrokenError,
+    ConfigError,
+    InputDataError,
+    ScoredLogError,
+)
 from nap_stream.files import publish
 from nap_stream.settings.load import load_uncalibrated_settings
 from nap_stream.text import percent, printable
@@ -239,7 +245,7 @@ def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, li
 
         try:
             held = load_calibration(folder)
-        except CalibrationError as error:
+        except (CalibrationError, ScoredLogError) as error:
             problem = str(error)
         else:
             if held.fingerprint == row["calibration_fingerprint"]:

@@ -278,6 +278,7 @@ def load_model(
             something other than logits (N, classes), or has another number of classes than
             there are names; or this device does not have the precision; or it runs elsewhere.
         FeatureMapError: The pre-pooling map was not found.
+        ScoredLogError: The object store that holds its weights is away; it is retriable.
     """
     if settings.elsewhere is not None:
         raise ModelError(
