@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nap_stream.core.panes import key_text
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.errors import ChainBrokenError, ConfigError, NapStreamError
+from nap_stream.places import places_of, topic_of
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.events import EventKind, alert_id, read_events
 from nap_stream.scored_log.evidence import evidence_path, find_evidence
@@ -87,12 +88,17 @@ def _example_of(store: SegmentStore, given: str) -> str:
         case {
             "data": {
                 "examples": [
-                    {"partition": int(partition), "offset": int(offset), "index": int(index)},
+                    {
+                        "partition": int(partition),
+                        "offset": int(offset),
+                        "index": int(index),
+                    } as one,
                     *_,
                 ]
             }
         }:
-            return f"{alert.topic}/{partition}/{offset}/{index}"
+            topic = topic_of(one, {"topic": alert.topic})
+            return f"{topic}/{partition}/{offset}/{index}"
     raise ConfigError("the alert names no image as an example", alert_id(alert))
 
 
@@ -184,16 +190,13 @@ def _key_of(row: Row, key_by: str) -> str:
 
 
 def _is_about(data: dict[str, Any], row: Row, key_by: str) -> bool:
-    if data.get("topic") != row["topic"] or data.get("key") not in {None, _key_of(row, key_by)}:
+    if data.get("key") not in (None, _key_of(row, key_by)):
         return False
-    try:
-        return any(
-            span["partition"] == row["partition"] and span["start"] <= row["offset"] < span["end"]
-            for span in data["offsets"]
-        )
-    # The event may have been sent by another version, or written by anybody.
-    except (KeyError, TypeError):
-        return False
+    partition = TopicPartition(row["topic"], row["partition"])
+    return any(
+        place.partition == partition and place.start <= row["offset"] < place.end
+        for place in places_of(data)
+    )
 
 
 @dataclass(frozen=True, slots=True)

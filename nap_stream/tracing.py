@@ -16,6 +16,7 @@ from typing import Any
 
 from nap_stream.clock import Clock, Timed
 from nap_stream.errors import ConfigError
+from nap_stream.places import places_of
 from nap_stream.records import SegmentSummary, TopicPartition
 from nap_stream.settings.run import TracingSettings
 from nap_stream.settings.schema import Settings
@@ -189,15 +190,14 @@ class OtlpTracing(Tracing):
 
     def of_alert(self, event: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         """As `Tracing.of_alert`."""
-        data = event.get("data")
-        ranges = list(_ranges(data)) if isinstance(data, Mapping) else []
+        places = list(places_of(event.get("data")))
         with self._lock:
             found = [
                 trace
                 for (partition, base), (end, trace) in self._known.items()
                 if any(
-                    (partition.topic, partition.partition) == name and base < until and end > since
-                    for name, since, until in ranges
+                    partition == place.partition and base < place.end and end > place.start
+                    for place in places
                 )
             ]
         return (found[-1], tuple(found[-MOST_LINKS:-1])) if found else (None, ())
@@ -249,18 +249,6 @@ def _attributes(summary: SegmentSummary, steps: Sequence[Timed]) -> dict[str, st
         "nap_stream.steps": len(steps),
         **counts,
     }
-
-
-def _ranges(data: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any]]:
-    """The offsets that an alert speaks of; of a gap, those that are gone."""
-    topic, offsets = data.get("topic"), data.get("offsets")
-    # Of a gap it is their number.
-    for each in offsets if isinstance(offsets, list) else ():
-        yield (topic, each["partition"]), each["start"], each["end"]
-    if "base_offset" in data:
-        yield (topic, data["partition"]), data["base_offset"], data["end_offset"]
-    for each in data.get("examples", ()):
-        yield (topic, each["partition"]), each["offset"], each["offset"] + 1
 
 
 def _read(token: Path) -> str:

@@ -38,6 +38,7 @@ from tests.support.told import Told
 from tests.support.waiting import PATIENCE_S
 
 NOW_MS = 1_800_000_000_000
+SPAN = {"start": 0, "end": 1}
 STEPS: tuple[Timed, ...] = (("poll", 1.0, 2.0), ("decode", 2.0, 2.5), ("score", 2.5, 4.0))
 
 
@@ -133,7 +134,35 @@ def test_large_segments_and_many_of_them_are_bounded(receiver: SpanReceiver) -> 
     data: dict[str, Any] = {"topic": "images", "partition": 3, "base_offset": 0, "end_offset": 1}
     assert ours.of_alert({"data": data}) == (None, ())
     assert ours.of_alert({"data": data | {"partition": 4_000, "offsets": 1}}) == (trace, ())
-    assert ours.of_alert({"data": None}) == (None, ())
+    several = {"topic": "all", "offsets": [{"topic": "images", "partition": 4_000} | SPAN]}
+    assert ours.of_alert({"data": several}) == (trace, ())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {"offsets": [None, {}, {"partition": 0}]},
+        {"topic": {}, "offsets": [{"partition": 0} | SPAN]},
+        {"topic": "images", "offsets": [{"partition": [], "start": "0", "end": None}]},
+        {"topic": "images", "offsets": [{"partition": 0, "start": 5, "end": 1}]},
+        {"topic": "images", "base_offset": 0, "end_offset": 9},
+        {"topic": "images", "base_offset": 0, "partition": 0},
+        {"topic": "images", "examples": {"partition": 0, "offset": 0}},
+        {"topic": "images", "examples": [0, {"offset": 0}, {"partition": 0, "offset": -1}]},
+    ],
+)
+def test_an_alert_of_another_shape_is_sent_without_its_segments(
+    receiver: SpanReceiver, data: Any
+) -> None:
+    ours, sink = traced(receiver), FlakySink()
+    segment = summary(0, 0, [(1, False)])
+    ours.remember(replace(segment, trace=ours.segment(segment, STEPS)))
+    assert ours.of_alert({"data": data}) == (None, ())
+    TracedSink(sink, ours).publish(AlertEvent("m", {"id": "1", "data": data}))
+    ours.close()
+    assert len(sink.alerts) == 1
 
 
 @pytest.mark.parametrize("away", ["nobody", "refuses"])

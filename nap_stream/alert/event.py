@@ -277,14 +277,13 @@ def _evidence(alert: DriftAlert, plan: DetectionPlan, settings: Settings) -> dic
         },
         "offsets": [
             {
-                **({"topic": topic} if (topic := _other_topic(r.partition, settings)) else {}),
-                "partition": r.partition.partition,
+                **place_tree(r.partition, settings),
                 "start": r.start,
                 "end": r.end,
             }
             for r in alert.offsets
         ],
-        "examples": [_example(example) for example in alert.examples],
+        "examples": [_example(example, settings) for example in alert.examples],
     }
 
 
@@ -376,9 +375,15 @@ def _other_topic(place: TopicPartition, settings: Settings) -> str | None:
     return None if place.topic == settings.kafka.topic else place.topic
 
 
-def _example(example: Example) -> dict[str, Any]:
+def place_tree(place: TopicPartition, settings: Settings) -> dict[str, Any]:
+    """A partition, with its topic where a monitor of several has another name than it."""
+    topic = _other_topic(place, settings)
+    return {**({} if topic is None else {"topic": topic}), "partition": place.partition}
+
+
+def _example(example: Example, settings: Settings) -> dict[str, Any]:
     return {
-        "partition": example.partition.partition,
+        **place_tree(example.partition, settings),
         "offset": example.offset,
         "index": example.index,
         "event_time": rfc3339(example.event_time_ms),

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from nap_stream.alert.event import DATA_SCHEMA, DATA_SCHEMAS_BEFORE, GAP_SCHEMA, GAP_TYPE
 from nap_stream.alert.unscored import NAME, UNSCORED_PREFIX, UNSCORED_SCHEMA
+from nap_stream.places import topic_of
 from nap_stream.text import moment, number, percent, plain
 
 MAX_ITEMS = 100
@@ -72,7 +73,10 @@ def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
     yield from _old_window(data)
     yield from _promise(data)
     if ranges := _items(data.get("offsets")):
-        yield f"Topic {plain(data.get('topic'))}: {', '.join(map(_offset_range, ranges))}"
+        named: dict[str, list[str]] = {}
+        for item in ranges:
+            named.setdefault(plain(topic_of(item, data)), []).append(_offset_range(item))
+        yield from (f"Topic {topic}: {', '.join(each)}" for topic, each in named.items())
     if examples := _items(data.get("examples")):
         yield "First of their kind:" if _is_unscored(event) else "Most extreme:"
         yield from (f"  {_example(example)}" for example in examples)
@@ -259,20 +263,25 @@ def _example(item: Any) -> str:
         return _unscored_example(fields)
     p_value = given.get("ood_p_value", "?")
     shown = f"{p_value:.3g}" if isinstance(p_value, float) else plain(p_value)
-    place = "/".join(fields.get(key, "?") for key in ("partition", "offset", "index"))
+    place = _place(fields)
     key = f"  key {fields['key']}" if given.get("key") else ""
     return (
-        f"partition/offset/index {place}  p = {shown}{key}  "
+        f"{place}  p = {shown}{key}  "
         f"class {fields.get('class_name', '?')}  {fields.get('event_time', '?')}  "
         f"{fields.get('segment', '?')}"
     )
 
 
+def _place(fields: Mapping[str, str]) -> str:
+    names = [*(["topic"] if "topic" in fields else []), "partition", "offset", "index"]
+    return f"{'/'.join(names)} {'/'.join(fields.get(name, '?') for name in names)}"
+
+
 def _unscored_example(fields: Mapping[str, str]) -> str:
-    place = "/".join(fields.get(key, "?") for key in ("partition", "offset", "index"))
+    place = _place(fields)
     key = f"  key {fields['key']}" if fields.get("key") not in {None, ""} else ""
     return (
-        f"partition/offset/index {place}  {fields['status']}{key}  {fields.get('error', '?')}  "
+        f"{place}  {fields['status']}{key}  {fields.get('error', '?')}  "
         f"{fields.get('event_time', '?')}  {fields.get('segment', '?')}"
     )
 

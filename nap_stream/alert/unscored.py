@@ -13,6 +13,7 @@ from nap_stream.alert.event import (
     asked_for,
     cloud_event,
     finite,
+    place_tree,
     provenance,
     share_tree,
     state_tree,
@@ -77,7 +78,7 @@ def unscored_event(
             for each in alert.reasons
         ],
         "keys": [{"name": bounded(key.name), "images": key.flagged} for key in alert.keys],
-        "examples": [_example(each) for each in alert.examples],
+        "examples": [_example(each, settings) for each in alert.examples],
         "ood_window": None
         if alert.window is None
         else window_tree(alert.window)
@@ -185,9 +186,9 @@ def _stale(alert: UnscoredAlert) -> str:
     return f". None was scored since {as_of}: the OOD fraction of {fraction} is as of then"
 
 
-def _example(each: UnscoredImages) -> dict[str, Any]:
+def _example(each: UnscoredImages, settings: Settings) -> dict[str, Any]:
     return {
-        "partition": each.partition.partition,
+        **place_tree(each.partition, settings),
         "offset": each.offset,
         "index": each.index,
         "event_time": rfc3339(each.event_time_ms),

@@ -330,9 +330,15 @@ def test_an_event_without_a_time() -> None:
     }
 
 
-def test_a_monitor_of_several_topics_names_that_of_each_range() -> None:
+def test_a_monitor_of_several_topics_names_that_of_each_range_and_example() -> None:
     alert = replace(BEGAN, offsets=(OffsetRange(partition(1), 3, 9),))
     several = settings(kafka={"topic": "all", "topics": [partition(1).topic]})
+    topics = [
+        [each.get("topic") for each in alert_event(alert, PLAN, s, FACTS, "1").event["data"][name]]
+        for s in (SETTINGS, several)
+        for name in ("offsets", "examples")
+    ]
+    assert topics == [[None], [None], [partition(1).topic], [EXAMPLE.partition.topic]]
     told = [
         alert_event(alert, PLAN, each, FACTS, "1").event["data"]["offsets"]
         for each in (SETTINGS, several)

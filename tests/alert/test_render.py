@@ -82,6 +82,22 @@ def test_says_what_a_person_needs_in_the_order_in_which_it_is_needed() -> None:
     assert lines[-1] == f"  id {TREE['id']}, nap-stream 1.2.3"
 
 
+def test_places_in_several_topics_are_told_by_topic() -> None:
+    data = {
+        "topic": "all",
+        "offsets": [
+            {"topic": "north", "partition": 0, "start": 1, "end": 3},
+            {"topic": "south", "partition": 0, "start": 5, "end": 6},
+            {"topic": "north", "partition": 2, "start": 0, "end": 9},
+        ],
+        "examples": [{"topic": "south", "partition": 0, "offset": 5, "index": 0}],
+    }
+    lines = render_lines({"type": TREE["type"], "data": data})
+    assert "  Topic north: partition 0 offsets [1, 3), partition 2 offsets [0, 9)" in lines
+    assert "  Topic south: partition 0 offsets [5, 6)" in lines
+    assert any(line.startswith("    topic/partition/offset/index south/0/5/0  p") for line in lines)
+
+
 def test_the_alert_of_a_key_names_it_in_the_headline() -> None:
     lines = lines_of(KEY_BEGAN)
     assert lines[0] == "FIRING  CRITICAL  ood-fraction  camera-7  2026-01-31T02:03:20.000Z"

@@ -30,6 +30,7 @@ from tests.alert.samples import (
 )
 from tests.alert.test_event import closed
 from tests.support.schemas import unscored_schema
+from tests.support.summaries import settings
 
 CLOSED = jsonschema.Draft202012Validator(closed(unscored_schema()))
 EACH = pytest.mark.parametrize("alert", UNSCORED_ALERTS.values(), ids=UNSCORED_ALERTS)
@@ -47,6 +48,14 @@ def test_events_fulfil_the_schema_and_can_be_read(alert: UnscoredAlert) -> None:
     lines = render_lines(event)
     assert all(line.isprintable() for line in lines)
     assert not any("Unknown version" in line for line in lines)
+
+
+def test_examples_of_a_monitor_of_several_topics_name_theirs() -> None:
+    several = settings(kafka={"topic": "all", "topics": ["images"]})
+    event = event_of(UNSCORED_BEGAN, PLAN, several, FACTS, "1").event
+    CLOSED.validate(event)
+    assert {each["topic"] for each in event["data"]["examples"]} == {"images"}
+    assert any("topic/partition/offset/index images/" in line for line in render_lines(event))
 
 
 def test_context_attributes() -> None:

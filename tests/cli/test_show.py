@@ -65,6 +65,7 @@ MODEL = {
     "precision": "float32",
     "channels_last": False,
 }
+_SPAN = {"partition": 0, "start": 0, "end": 9}
 KEY = b"camera-7\x1b[31m"
 """A key that would turn a terminal red."""
 
@@ -395,7 +396,7 @@ def test_alerts_that_reach_over_the_row_are_shown(key_by: str, of_key: str, of_o
         append_event(store, Event(time_ms=time_ms, kind=kind, by=by, topic="images", data=data))
 
     def alert(name: str, key: str | None, start: int, end: int, topic: str = "images") -> None:
-        span = {"partition": 0, "start": start, "end": end}
+        span = _SPAN | {"start": start, "end": end}
         data = {"topic": topic, "key": key, "state": "firing", "offsets": [span], "summary": name}
         add("alert", {"event": {"id": name, "data": data}})
 
@@ -416,7 +417,9 @@ def test_alerts_that_reach_over_the_row_are_shown(key_by: str, of_key: str, of_o
     assert not shown()
     alert("of the stream", None, offset, offset + 1)
     alert("of the key", of_key, 0, offset + 1)
-    assert shown() == ["of the stream", "of the key"]
+    several = {"topic": "all", "offsets": [{"topic": "images"} | _SPAN]}
+    add("alert", {"event": {"id": "of several topics", "data": several}})
+    assert shown() == ["of the stream", "of the key", "of several topics"]
 
 
 def test_alerts_that_nobody_recorded_are_said_not_to_be(nap: Call, made: Monitored) -> None:
@@ -496,6 +499,19 @@ def test_an_alert_without_an_example_has_no_image(data: dict[str, Any]) -> None:
     append_event(store, Event(time_ms=0, kind="alert", by="a", topic="images", data=event))
     with pytest.raises(ConfigError, match="c0ffee00: the alert names no image as an example"):
         find_row(store, "c0ffee", [])
+
+
+def test_an_example_is_looked_for_in_its_own_topic() -> None:
+    store = MemoryStore()
+    store.create(segment_path(CARS, 0), b"")
+    one = {"topic": "north", "partition": 0, "offset": 3, "index": 0}
+    for n, example in enumerate((one, {**one, "topic": None})):
+        event = {"event": {"id": f"c0ffee0{n}", "data": {"topic": "all", "examples": [example]}}}
+        append_event(store, Event(time_ms=n, kind="alert", by="a", topic="all", data=event))
+    for name, topic in (("c0ffee00", "north"), ("c0ffee01", "all")):
+        with pytest.raises(ConfigError) as found:
+            find_row(store, name, [])
+        assert found.value.where == f"{topic}/0/3/0"
 
 
 def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: Path) -> None:
