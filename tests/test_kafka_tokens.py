@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,12 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.certificates import Authority
 from tests.support.http_receiver import Answer, HttpReceiver
+from tests.support.object_server import ObjectServer, again_and_again
 from tests.support.summaries import settings as settings_of
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SECRET = "s3cr&t with=signs"
+SENT = base64.b64encode(b"nap:s3cr%26t+with%3Dsigns").decode()
 NOW_MS = 1_800_000_000_000
 HOUR_MS = 3_600_000
 
@@ -95,7 +97,8 @@ def test_a_token_is_asked_for_once_and_renewed_before_it_ends(endpoint: HttpRece
     clock.advance(2_879)
     assert ours.token() == "abc.def"
     clock.advance(1)
-    assert ours.token() == "second"
+    assert ours.token() == "abc.def", "it is good, and nobody waits for the next"
+    wait_until(lambda: ours.token() == "second", "the token is renewed")
     assert len(endpoint.requests) == 2
 
 
@@ -104,14 +107,67 @@ def test_one_that_is_good_bridges_an_endpoint_that_is_away(endpoint: HttpReceive
     ours = provider(endpoint, clock)
     endpoint.answers += [granted(expires_in=100), Answer(503), Answer(503)]
     ours.current()
-    clock.advance(99)
+    clock.advance(90)
     with capture_logs() as logs:
+        assert ours.token() == "abc.def"
+        wait_until(lambda: bool(logs), "the renewal fails")
         assert ours.token() == "abc.def"
     assert [line["event"] for line in logs] == ["token_not_renewed"]
     assert "abc.def" not in str(logs)
-    clock.advance(1)
+    assert len(endpoint.requests) == 2, "it is left alone for a while"
+    clock.advance(10)
     with pytest.raises(BrokerUnavailableError, match="answers HTTP 503"):
         ours.current()
+    with pytest.raises(BrokerUnavailableError, match="answers HTTP 503"):
+        ours.current()
+    assert len(endpoint.requests) == 3
+
+
+def test_an_endpoint_that_hangs_holds_nobody_up_while_a_token_is_good(
+    endpoint: HttpReceiver,
+) -> None:
+    clock, held = ManualClock(NOW_MS), threading.Event()
+    ours = provider(endpoint, clock)
+    late = replace(granted(access_token="late", expires_in=100), hold=held)
+    endpoint.answers += [granted(expires_in=100), late]
+    ours.current()
+    clock.advance(90)
+    assert [ours.token() for _ in range(100)] == ["abc.def"] * 100
+    wait_until(lambda: len(endpoint.requests) == 2, "a new token is asked for, once")
+    held.set()
+    wait_until(lambda: ours.token() == "late", "the new one comes")
+
+
+@pytest.mark.parametrize("answer", [Answer(404), Answer(200, body=b"<html>")])
+def test_what_has_given_a_token_is_away_where_it_gives_none(
+    endpoint: HttpReceiver, answer: Answer
+) -> None:
+    clock = ManualClock(NOW_MS)
+    ours = provider(endpoint, clock)
+    endpoint.answers += [granted(expires_in=100), answer, Answer(401)]
+    ours.current()
+    clock.advance(100)
+    with pytest.raises(BrokerUnavailableError):
+        ours.current()
+    clock.advance(5)
+    with pytest.raises(BrokerError, match="refuses client nap") as caught:
+        ours.current()
+    assert not caught.value.retriable
+
+
+def test_a_token_that_a_broker_refused_is_dropped_once_a_minute(endpoint: HttpReceiver) -> None:
+    clock = ManualClock(NOW_MS)
+    ours = provider(endpoint, clock)
+    endpoint.answers += [granted(access_token=name, expires_in=3_600) for name in ("a", "b", "c")]
+    assert ours.token() == "a"
+    assert ours.forget("a")
+    assert ours.token() == "b"
+    assert ours.forget("a"), "another connection had it too, and there is a newer one"
+    assert not ours.forget("b")
+    assert ours.token() == "b"
+    clock.advance(60)
+    assert ours.forget("b")
+    assert ours.token() == "c"
 
 
 def test_a_jwt_says_itself_when_it_ends_and_one_of_no_known_end_is_not_kept(
@@ -129,11 +185,35 @@ def test_a_jwt_says_itself_when_it_ends_and_one_of_no_known_end_is_not_kept(
 
 
 @pytest.mark.parametrize(
+    ("expires_in", "claim_s", "ends_s"),
+    [
+        (float("nan"), None, None),
+        (float("inf"), 5, 5),
+        (float("-inf"), None, None),
+        (60, 5, 5),
+        (5, 60, 5),
+        (10**400, 60, 60),
+        # By this machine's clock it ended before it was had.
+        (60, -5, 60),
+        (None, None, None),
+    ],
+)
+def test_a_token_ends_when_the_earlier_of_two_that_can_be_says(
+    endpoint: HttpReceiver, expires_in: float | None, claim_s: int | None, ends_s: int | None
+) -> None:
+    claims = {} if claim_s is None else {"exp": NOW_MS / 1000 + claim_s}
+    text = f"h.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}.s"
+    endpoint.answers.append(granted(access_token=text, expires_in=expires_in))
+    found = provider(endpoint, ManualClock(NOW_MS)).current().ends_ms
+    assert found == (None if ends_s is None else NOW_MS + ends_s * 1_000)
+
+
+@pytest.mark.parametrize(
     ("answer", "words", "action"),
     [
         (
             Answer(401, body=b'{"error": "invalid_client", "error_description": "wrong"}'),
-            "refuses client nap (HTTP 401, invalid_client: wrong)",
+            "refuses client nap (HTTP 401, invalid_client)",
             "client_id, its secret",
         ),
         (Answer(400, body=b"no JSON"), "refuses client nap (HTTP 400)", "its secret"),
@@ -142,6 +222,13 @@ def test_a_jwt_says_itself_when_it_ends_and_one_of_no_known_end_is_not_kept(
             "refuses client nap (HTTP 400)",
             "its secret",
         ),
+        (Answer(400, body=json.dumps({"error": SENT}).encode()), "nap (HTTP 400)", "its secret"),
+        (
+            Answer(400, body=json.dumps({"error": "x", "error_description": SENT}).encode()),
+            "nap (HTTP 400, x)",
+            "its secret",
+        ),
+        (Answer(400, body=b'{"error": ["invalid_client"]}'), "nap (HTTP 400)", "its secret"),
         (Answer(404), "answers HTTP 404", "Is it the token endpoint?"),
         (Answer(302, {"Location": "http://127.0.0.1:1/"}), "answers HTTP 302", "endpoint?"),
         (Answer(200, body=b"<html>"), "without a bearer token", "endpoint?"),
@@ -164,8 +251,19 @@ def test_what_is_no_token_is_an_error_that_says_so(
     assert words in caught.value.problem
     assert action in caught.value.action
     assert not isinstance(caught.value, BrokerUnavailableError)
-    for hidden in (SECRET, quote(SECRET), "czNjcg"):
+    for hidden in (SECRET, quote(SECRET), "czNjcg", SENT, SENT[:8]):
         assert hidden not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 1000000\r\n\r\n", b"X: "])
+def test_an_answer_that_comes_in_drops_is_given_up_in_time(head: bytes) -> None:
+    server = ObjectServer()
+    with server.listening():
+        server.objects["/token"] = again_and_again(b"HTTP/1.1 200 OK\r\n" + head, b"x", 0.05)
+        ours = tokens(settings(server.url("/token"), timeout_s=0.5))
+        assert ours is not None
+        with pytest.raises(BrokerUnavailableError, match=r"does not answer within 0\.5 s"):
+            ours.current()
 
 
 @pytest.mark.parametrize("problem", ["nobody listens", "silence"])
@@ -210,9 +308,11 @@ def test_the_secret_is_read_anew_for_each_token(endpoint: HttpReceiver, tmp_path
         assert sent == f"nap:{secret}".encode()
     for broken in (lambda: file.write_text(" "), file.unlink):
         broken()
-        with pytest.raises(ConfigError) as caught:
-            ours.current()
-        assert str(file) not in str(caught.value)
+        new = provider(endpoint, ManualClock(NOW_MS), client_secret=None, client_secret_file=file)
+        for each, error in ((ours, BrokerUnavailableError), (new, ConfigError)):
+            with pytest.raises(error, match="secret") as caught:
+                each.current()
+            assert str(file) not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +345,8 @@ class Issuer:
     key: RSAKey = field(default_factory=lambda: RSAKey.generate_key(2048, {"kid": "1"}))
     lifetime_s: int = 3_600
     audience: str = "kafka"
+    strange: int = 0
+    """So many of the next tokens are for others."""
     issued: int = 0
     url: str = ""
 
@@ -253,11 +355,12 @@ class Issuer:
         if authorization != f"Basic {basic.decode()}":
             return 401, {"error": "invalid_client"}
         self.issued += 1
+        is_strange, self.strange = self.strange > 0, max(0, self.strange - 1)
         now = int(time.time())
         claims = {
             "iss": self.url,
             "sub": "nap",
-            "aud": self.audience,
+            "aud": "others" if is_strange else self.audience,
             "scope": "kafka",
             "iat": now,
             "exp": now + self.lifetime_s,
@@ -359,7 +462,8 @@ def test_a_broker_takes_the_token_and_doctor_says_until_when(
         found = _broker(settings_of(kafka=broker.settings().model_dump()))
     assert certificate.subject == "CN=broker"
     assert said.startswith("OAUTHBEARER as nap, with a token valid until 20")
-    assert said.endswith("1 h from when it was had")
+    # The token itself tells of whole seconds.
+    assert said.endswith(("1 h from when it was had", "59 min 59 s from when it was had"))
     assert "answers; logged in by OAUTHBEARER as nap, with a token valid until 20" in found.detail
     written = caplog.text + str(logs)
     assert SECRET not in written
@@ -379,6 +483,15 @@ def test_a_wrong_secret_and_a_token_for_others_are_told_apart(broker: OAuthBroke
     finally:
         broker.issuer.audience = "kafka"
     assert "audience" in caught.value.action
+
+
+@pytest.mark.kafka
+def test_one_refused_token_is_replaced(broker: OAuthBroker) -> None:
+    broker.issuer.strange = 1
+    with capture_logs() as logs:
+        connect(broker.settings())
+    assert "token_refused_by_broker" in {line["event"] for line in logs}
+    assert broker.issuer.strange == 0
 
 
 @pytest.mark.kafka
@@ -444,6 +557,8 @@ def test_what_msk_is_sent_is_signed_with_the_credentials(
     with caplog.at_level(logging.DEBUG):
         options = client_options(msk())
         sent = get_sasl_mechanism(options["sasl_mechanism"])(**options).auth_bytes().decode()
+    for name in ("botocore.auth", "botocore.parsers", "botocore.endpoint"):
+        assert not logging.getLogger(name).isEnabledFor(logging.DEBUG)
     text = sent.removeprefix("n,,\x01auth=Bearer ").removesuffix("\x01\x01")
     url = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     query = dict(parse_qsl(urlsplit(url).query))

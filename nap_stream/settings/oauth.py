@@ -31,7 +31,7 @@ class OAuthSettings(Section):
     ca_file: ExistingPath | None = None
     """Certificates to trust for the endpoint, instead of the system's."""
     timeout_s: PositiveSeconds = 10.0
-    """To connect to the endpoint, and to hear from it."""
+    """From connecting to the endpoint to the end of its answer."""
 
     @field_validator("token_endpoint")
     @classmethod
