@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.pages.html import policy
 from nap_stream.settings.run import MetricsSettings
@@ -21,6 +22,8 @@ from nap_stream.settings.run import MetricsSettings
 REQUEST_TIMEOUT_S = 10
 """A client that is slower than this is cut off."""
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - settings that mean all are recognised by it
+PAGE_AGE_S = 1.0
+"""A page that is no older is shown again, however many ask for it."""
 POLL_S = 0.1
 """How often the server looks whether it is to stop."""
 
@@ -51,6 +54,7 @@ class MetricsServer:
         probes: Mapping[str, Callable[[], Sequence[str]]] = MappingProxyType({}),
         page: Callable[[], str] | None = None,
         node: str = "localhost",
+        clock: Clock | None = None,
     ) -> None:
         self._host, self._node = settings.host, node
         self._server = _listen(settings)
@@ -60,7 +64,8 @@ class MetricsServer:
 
         answers = {"/healthz": healthz}
         answers |= {path: partial(_probe_answer, reasons) for path, reasons in probes.items()}
-        self._server.set_app(_application(registry, answers, page if settings.page else None))
+        kept = None if page is None or not settings.page else _Kept(page, clock or SystemClock())
+        self._server.set_app(_application(registry, answers, kept))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True
         )
@@ -84,6 +89,21 @@ class MetricsServer:
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+
+
+class _Kept:
+    """Writes a page for one at a time, and shows it to those who ask soon after."""
+
+    def __init__(self, write: Callable[[], str], clock: Clock) -> None:
+        self._write, self._clock, self._lock = write, clock, threading.Lock()
+        self._page, self._until_s = "", float("-inf")
+
+    def __call__(self) -> str:
+        with self._lock:
+            if self._clock.monotonic() >= self._until_s:
+                self._page = self._write()
+                self._until_s = self._clock.monotonic() + PAGE_AGE_S
+            return self._page
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from nap_stream.clock import Clock, Timed
 from nap_stream.errors import ConfigError
 from nap_stream.places import places_of
@@ -134,13 +136,14 @@ class OtlpTracing(Tracing):
             resource=Resource.create(resource),
             shutdown_on_exit=False,
         )
-        token = tracing.bearer_token_file
-        exporter = library.OTLPSpanExporter(
+        sends = library.OTLPSpanExporter(
             endpoint=tracing.endpoint,
             certificate_file=None if tracing.ca_file is None else str(tracing.ca_file),
-            headers=None if token is None else {"Authorization": f"Bearer {_read(token)}"},
+            session=_session(tracing.bearer_token_file),
             timeout=EXPORT_TIMEOUT_S,
         )
+        # Its class is an extra's: it is like one in what it does.
+        exporter: Any = _Exporter(sends)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("nap_stream", version("nap-stream"))
         self._closed = False
@@ -249,6 +252,49 @@ def _attributes(summary: SegmentSummary, steps: Sequence[Timed]) -> dict[str, st
         "nap_stream.steps": len(steps),
         **counts,
     }
+
+
+class _Exporter:
+    """An exporter, of which the log tells when spans are dropped, once until they go again."""
+
+    def __init__(self, exporter: Any) -> None:
+        self._exporter, self._is_told = exporter, False
+
+    def export(self, spans: Sequence[Any]) -> Any:
+        result = self._exporter.export(spans)
+        has_failed = result.name != "SUCCESS"
+        if has_failed and not self._is_told:
+            structlog.get_logger().warning(
+                "spans_dropped",
+                spans=len(spans),
+                action="See that tracing.endpoint answers, and takes the token; alerts and the log "
+                "are as they should be",
+            )
+        self._is_told = has_failed
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return bool(self._exporter.force_flush(timeout_millis))
+
+
+def _session(token: Path | None) -> Any:
+    """What requests are sent by; the token is read for each, as it may be another one by then."""
+    if token is None:
+        return None
+    import requests  # noqa: PLC0415 - the exporter needs it
+
+    _read(token)
+
+    def authorized(request: Any) -> Any:
+        request.headers["Authorization"] = f"Bearer {_read(token)}"
+        return request
+
+    session = requests.Session()
+    session.auth = authorized
+    return session
 
 
 def _read(token: Path) -> str:

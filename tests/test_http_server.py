@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
 from nap_stream.http_server import MetricsServer
 from nap_stream.settings.run import MetricsSettings
@@ -65,6 +66,19 @@ def test_health(server: MetricsServer, patient: Patient) -> None:
     patient.health = ("no worker",)
     status, text = get(server, "/healthz")
     assert (status, json.loads(text)) == (503, {"status": "unhealthy", "reasons": ["no worker"]})
+
+
+def test_a_page_is_written_once_a_second_however_many_ask() -> None:
+    written, clock = iter(range(9)), ManualClock(0)
+    server = MetricsServer(
+        FREE, CollectorRegistry(), tuple, page=lambda: f"page {next(written)}", clock=clock
+    )
+    try:
+        assert [get(server, "/")[1] for _ in range(3)] == ["page 0"] * 3
+        clock.advance(1)
+        assert get(server, "/") == (200, "page 1")
+    finally:
+        server.close()
 
 
 def test_probes_answer_for_themselves() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.sinks import TracedSink
@@ -182,16 +184,30 @@ def test_an_endpoint_that_takes_nothing_holds_nothing_up(receiver: SpanReceiver,
 
 def test_a_token_goes_with_it_and_is_not_shown(receiver: SpanReceiver, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text("t0ken\n")
+    file.write_text("another\n")
     ours = traced(receiver, bearer_token_file=file)
+    file.write_text("t0ken\n")
     ours.segment(summary(0, 0, [(1, False)]), STEPS)
     ours.close()
     sent = {name.lower(): value for name, value in receiver.requests[0].headers.items()}
     assert sent["authorization"] == "Bearer t0ken"
     assert "t0ken" not in repr(ours.__dict__)
+    elsewhere = {"endpoint": "http://collector:4318/v1/traces", "bearer_token_file": str(file)}
+    with pytest.raises(ValidationError, match="expected https: the token would go over"):
+        settings(tracing=elsewhere)
     file.unlink()
     with pytest.raises(ConfigError, match="the token cannot be read"):
         traced(receiver, bearer_token_file=file)
+
+
+def test_spans_that_are_dropped_are_told_of(receiver: SpanReceiver) -> None:
+    ours = traced(receiver)
+    receiver.answers.append(Answer(400))
+    with capture_logs() as logs:
+        ours.segment(summary(0, 0, [(1, False)]), STEPS)
+        ours.close()
+    (told,) = logs
+    assert (told["event"], told["spans"]) == ("spans_dropped", 1 + len(STEPS))
 
 
 def test_without_the_library_a_run_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ name can end a line or turn the direction of what follows it.
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,25 @@ def write_page(
     It has ``values``, ``filters`` beside those of all pages, and ``style``, ``policy`` and
     ``version``.
     """
-    environment = Environment(
-        loader=FileSystemLoader((template.parent, HERE)),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-    )
-    environment.filters |= {**_FILTERS, **filters}
+    environment = _environment(template.parent, tuple(filters.items()))
     page = environment.get_template(template.name).render(
         **values, style=style(), policy=policy(), version=version("nap-stream")
     )
     return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
+
+
+@cache
+def _environment(folder: Path, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Environment:
+    """It keeps the templates that it has compiled, which takes most of a page's time."""
+    environment = Environment(
+        loader=FileSystemLoader((folder, HERE)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        auto_reload=False,
+    )
+    environment.filters |= {**_FILTERS, **dict(filters)}
+    return environment
 
 
 def _shown(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """How a token for Kafka's OAUTHBEARER is had."""
 
 from typing import Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -11,9 +10,8 @@ from nap_stream.settings.values import (
     PositiveSeconds,
     SecretFile,
     Section,
+    keeps_secrets,
 )
-
-_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 class OAuthSettings(Section):
@@ -36,8 +34,7 @@ class OAuthSettings(Section):
     @field_validator("token_endpoint")
     @classmethod
     def _encrypted(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme != "https" and parts.hostname not in _THIS_MACHINE:
+        if not keeps_secrets(value):
             raise ValueError("expected https: the secret would go over the network as it is")
         return value
 

@@ -12,6 +12,7 @@ from nap_stream.settings.values import (
     PositiveSeconds,
     SecretFile,
     Section,
+    keeps_secrets,
 )
 
 MAX_CPU_SHARE = 8
@@ -131,9 +132,16 @@ class TracingSettings(Section):
     sample: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The share of segments that are traced, with what comes of them."""
     bearer_token_file: SecretFile | None = None
-    """A file that holds a token for the Authorization header, such as a mounted secret."""
+    """A file that holds a token for the Authorization header, such as a mounted secret. It is read
+    for each request, and needs https, but for an endpoint on this machine."""
     ca_file: ExistingPath | None = None
     """Certificates to trust for the endpoint, instead of the system's."""
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if self.bearer_token_file is not None and not keeps_secrets(self.endpoint):
+            raise ValueError("expected https: the token would go over the network as it is")
+        return self
 
 
 class MetricsSettings(Section):

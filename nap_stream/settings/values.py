@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +20,7 @@ from nap_stream.objects import S3_ROOT
 
 USER_INFO = re.compile(r"://[^/?#\s]*@")
 """In an address: of whom it is, and perhaps with which password."""
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 MASKED = "**********"
 """What pydantic shows of a secret."""
 
@@ -96,6 +98,12 @@ TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 Sides = Positive | tuple[Positive, Positive]
 LogRoot = Annotated[str | Path, AfterValidator(_log_root)]
 """The root of a scored log: a folder, or an address in an object store."""
+
+
+def keeps_secrets(address: str) -> bool:
+    """Whether what is sent to an address of HTTP stays unread: by https, or on this machine."""
+    parts = urlsplit(address)
+    return parts.scheme == "https" or parts.hostname in _THIS_MACHINE
 
 
 class Section(BaseModel):
