@@ -120,34 +120,34 @@ def main() -> int:
         with interrupted_by_sigterm():
             parts = _look(display, build=not given.no_build)
             return 0 if parts is not None and _run(given.out, given.rate, parts, display) else 1
-    except (NapStreamError, AssertionError, OSError) as error:
+    except (NapStreamError, AssertionError, OSError, subprocess.SubprocessError) as error:
         display.step(f"failed: {error}", "bold red")
         return 1
     except KeyboardInterrupt:
-        display.step("interrupted; all that was started is gone", "bold")
+        display.step("interrupted; all that was started ends with this", "bold")
         return 130
 
 
 def _look(display: Display, *, build: bool) -> Parts | None:
     """What this machine has of the parts, each said; None where there is no use to begin."""
     jars = weed = None
+    if shutil.which("prometheus-alertmanager") is None and shutil.which("alertmanager") is None:
+        display.step(f"no Alertmanager ({PACKAGES}): no alert could arrive", "bold red")
+        return None
     try:
         display.step("Apache Kafka: fetched from Maven the first time")
         jars = resolve_jars()
-    except KafkaNotThereError as error:
+    except (KafkaNotThereError, OSError) as error:
         display.step(f"no Apache Kafka ({error}): the demo's own broker stands in", "yellow")
     try:
         display.step("SeaweedFS: built from its Go module the first time, some 20 minutes")
         weed = resolve_weed(build=build)
-    except SeaweedNotThereError as error:
+    except (SeaweedNotThereError, OSError) as error:
         display.step(f"no S3 server ({error}): log and model lie in a folder", "yellow")
     has_prometheus = shutil.which("prometheus") is not None
     if not has_prometheus:
         display.step(f"no Prometheus ({PACKAGES}): rules and dashboard are not tried", "yellow")
     display.step("Grafana is not started: its dashboard's queries are asked of Prometheus")
-    if shutil.which("prometheus-alertmanager") is None and shutil.which("alertmanager") is None:
-        display.step(f"no Alertmanager ({PACKAGES}): no alert could arrive", "bold red")
-        return None
     return Parts(jars, weed, has_prometheus)
 
 

@@ -161,7 +161,7 @@ class Metrics:
             "images_per_second", "Images scored a second, over the last reports of all workers."
         )
         self.workers = gauge("workers", "Workers that have reported lately.")
-        self.workers_expected = gauge("workers_expected", "Workers that the settings ask for.")
+        self.workers_expected = gauge("workers_expected", "Workers that are to report now.")
         self.clock_skew = gauge(
             "clock_skew_seconds",
             "How far the clock of a worker's machine is from the coordinator's, at most.",

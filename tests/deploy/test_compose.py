@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from deploy.compose.upload import AGAIN, main, upload
 from nap_stream.demo.setup import DemoFolder, write_configuration
-from nap_stream.objects import S3_ROOT
+from nap_stream.objects import S3_ROOT, ObjectStore
 from nap_stream.settings.load import load_settings, masked_tree
 from tests.support.apache_kafka import KAFKA_VERSION
 from tests.support.prometheus import promtool
@@ -64,9 +65,13 @@ def test_images_of_others_have_versions_and_kafka_that_of_the_tests() -> None:
 def test_what_is_mounted_is_there_and_nothing_is_published_to_others() -> None:
     for name, service in SERVICES.items():
         for volume in service.get("volumes", ()):
+            if isinstance(volume, dict):
+                assert volume["bind"] == {"create_host_path": False}, (name, volume)
+                assert volume["source"] == "../../demo-run"
+                continue
             source = volume.split(":")[0]
             there = source in TREE["volumes"] or (COMPOSE / source).resolve().exists()
-            assert there or source == "../../demo-run", (name, volume)
+            assert there, (name, volume)
         for each in service.get("configs", ()):
             assert each["source"] in TREE["configs"], (name, each)
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
@@ -74,8 +79,43 @@ def test_what_is_mounted_is_there_and_nothing_is_published_to_others() -> None:
     assert DemoFolder(Path("demo-run")).stream.name in str(SERVICES["producer"]["command"])
 
 
+def test_log_and_topics_outlive_the_containers_together() -> None:
+    kept = {name: str(SERVICES[name]["volumes"][0]).split(":")[1] for name in ("kafka", "s3")}
+    assert kept == {"kafka": SERVICES["kafka"]["environment"]["KAFKA_LOG_DIRS"], "s3": "/data"}
+
+
+def test_setup_leaves_a_running_monitors_model_alone(s3_root: str, tmp_path: Path) -> None:
+    (tmp_path / "calibration").mkdir()
+    names = ("model.safetensors", "calibration/calibration.json", "calibration/scores.safetensors")
+    config, store = tmp_path / "monitor.yaml", ObjectStore(s3_root)
+    for text, put in ((b"first", 4), (b"second", 1)):
+        for name in (*names, config.name):
+            (tmp_path / name).write_bytes(text)
+        assert upload(s3_root, tmp_path, config) == put
+    assert [store.read(name) for name in (*names, config.name)] == [b"first"] * 3 + [b"second"]
+
+
+@pytest.mark.parametrize(("root", "code"), [("s3://no-such-bucket/demo", AGAIN), ("", 1)])
+def test_setup_tries_again_only_where_the_store_is_away(
+    root: str, code: int, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a folder of the demo nothing is put, and no waiting helps.
+    folder = tmp_path / "demo-run"
+    if root:
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        (folder / "calibration").mkdir()
+        for name in ("scores.safetensors", "calibration.json"):
+            (folder / "calibration" / name).touch()
+    arguments = [root or s3_root, str(folder), str(tmp_path / "monitor.yaml")]
+    monkeypatch.setattr("sys.argv", ["upload.py", *arguments])
+    assert main() == code
+    assert f"[ $$code = {AGAIN} ] || exit" in SERVICES["setup"]["command"][0]
+
+
 def test_programs_of_the_image_are_called_as_they_are() -> None:
     copied = (PROJECT / "deploy/Dockerfile").read_text()
+    assert all(f"--tmpfs {SERVICES[name]['tmpfs'][0]} " in copied for name in OWN)
     for name in OWN:
         said = " ".join([*SERVICES[name]["entrypoint"], *SERVICES[name].get("command", [])])
         for path in re.findall(r"/opt/nap-stream/([\w.-]+)", said):
