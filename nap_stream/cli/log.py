@@ -146,8 +146,9 @@ def prune(
     In their place stands a seal: footers and digests of their segments, counts, times, by whom and
     why. verify proves the chain as before, and old reports and checkpoints agree with it; query and
     others say what was pruned. Two events of the log tell of it. Monitors may run. One that was
-    interrupted is finished by the next, where its seals are signed by the same key. Copies,
-    evidence and the old versions in a bucket that keeps them are not touched.
+    interrupted is finished by the next: where the same key signed its seals, or where no key did
+    and the same is asked for. Copies, evidence and the old versions in a bucket that keeps them are
+    not touched.
 
     Before it, run verify --deep --checkpoints: what is pruned cannot be looked at again.
 
@@ -201,7 +202,10 @@ def _pruned(report: "PruneReport") -> "Iterator[str]":
         yield f"{pruned}  {told}: {counts or 'none'}; {span.flagged_rows:,} flagged"
     if report.finished:
         done = "would remove" if report.dry_run else "removed"
-        yield f"{done} {report.finished:,} files that an interrupted prune had sealed"
+        yield (
+            f"{done} {report.finished:,} files with {report.finished_rows:,} rows that an "
+            "interrupted prune had sealed"
+        )
     for span in report.unsigned:
         yield (
             f"unsigned  {span.path}: by {span.by} on {rfc3339(span.pruned_ms)}: {span.reason}. "

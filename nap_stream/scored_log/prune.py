@@ -6,8 +6,9 @@ rows were read and found to be those that were published: a prune would hide wha
 
 First an event says what is to go, by whom and why; then the seals are created; then the files are
 removed; then an event says that they are gone. A run that was interrupted anywhere is finished by
-the next one. Until then nothing is missing that no event tells of, and `verify` names the files
-that a seal covers. It runs under the lock of compaction, beside workers and readers.
+the next one: by who has the key of its seals, and where there is none, only as far as that one is
+asked to remove the same. Until then nothing is missing that no event tells of, and `verify` names
+the files that a seal covers. It runs under the lock of compaction, beside workers and readers.
 """
 
 from collections import Counter
@@ -52,8 +53,9 @@ from nap_stream.scored_log.prune_finish import (
     leftovers,
     newest_row_ms,
     refused,
+    window_start,
 )
-from nap_stream.scored_log.read import partitions, parts_backwards, segments
+from nap_stream.scored_log.read import partitions, segments
 from nap_stream.scored_log.seals import (
     MAX_SEGMENTS,
     PrunedSpan,
@@ -104,14 +106,15 @@ class PruneReport(ChainsReport):
     """What a prune did, or would do.
 
     ``spans`` were sealed and their files removed, ``files`` of ``size_bytes``. ``finished`` files
-    were those that an interrupted run had sealed; ``unsigned`` are the seals of these that no key
-    has signed, so that nothing proves who made them.
+    of ``finished_rows`` were those that an interrupted run had sealed; ``unsigned`` are the seals
+    of these that no key has signed, so that nothing proves who made them.
     """
 
     spans: tuple[PrunedSpan, ...] = ()
     files: int = 0
     size_bytes: int = 0
     finished: int = 0
+    finished_rows: int = 0
     unsigned: tuple[PrunedSpan, ...] = ()
     kept: tuple[KeptRest, ...] = ()
 
@@ -174,7 +177,7 @@ class _Run(ChainsRun[PruneReport]):
         self._read_events()
         for partition in chains:
             with self.refusing(partition):
-                self._note_finished(self._leftovers(partition))
+                self._note_finished(*self._leftovers(partition))
                 for planned in self._plan(partition):
                     self._note(planned)
 
@@ -183,11 +186,11 @@ class _Run(ChainsRun[PruneReport]):
         self._read_events()
         for partition in chains:
             with self.refusing(partition):
-                left = self._leftovers(partition)
+                left, rows = self._leftovers(partition)
                 check_lock()
-                remove_segments(self.store, left.paths)
+                remove_segments(self.store, [file.path for file in left.files])
                 remove_stale_indexes(self.store, partition)
-                self._note_finished(left)
+                self._note_finished(left, rows)
         refused = {each.partition for each in self.done.refusals}
         sound = [partition for partition in chains if partition not in refused]
         self._close_events(sound)
@@ -215,13 +218,21 @@ class _Run(ChainsRun[PruneReport]):
             own = [named for named in done if named["topic"] == topic]
             self._append(EventKind.PRUNED, topic, {"seals": own, "interrupted": True})
 
-    def _leftovers(self, partition: TopicPartition) -> Leftovers:
-        return leftovers(self.store, partition, self.told, self.request.signer, self.now_ms)
+    def _leftovers(self, partition: TopicPartition) -> tuple[Leftovers, int]:
+        """What is to be finished, and how many rows it has: they were read."""
+        asked = self.request
+        left = leftovers(
+            *(self.store, partition, self.told, asked.signer),
+            before_ms=asked.before_ms,
+            now_ms=self.now_ms,
+        )
+        return left, sum(self._counted(file)[0].total() for file in left.files)
 
-    def _note_finished(self, left: Leftovers) -> None:
+    def _note_finished(self, left: Leftovers, rows: int) -> None:
         self.done = replace(
             self.done,
-            finished=self.done.finished + len(left.paths),
+            finished=self.done.finished + len(left.files),
+            finished_rows=self.done.finished_rows + rows,
             unsigned=(*self.done.unsigned, *left.unsigned),
         )
 
@@ -292,7 +303,7 @@ class _Run(ChainsRun[PruneReport]):
         position = self._beginning(partition)
         paths = segments(self.store, partition)
         own = [path for path in paths if parse_segment_path(path)[1] >= position.offset]
-        tail = self._tail(partition)
+        tail = window_start(self.store, partition, self.told)
         for path in own:
             file = chain_file(self.store, path)
             _check_link(file, position)
@@ -315,17 +326,6 @@ class _Run(ChainsRun[PruneReport]):
                 "no marker says where the chain starts", str(partition), "Run `nap-stream verify`"
             )
         return start
-
-    def _tail(self, partition: TopicPartition) -> int:
-        """From which offset on a monitor that starts anew reads the chain."""
-        rows, window, newest = 0, self.told.window(partition.topic), None
-        offset = 2**63 - 1
-        for part in parts_backwards(self.store, partition):
-            newest = newest or part
-            if rows >= window or part.calibration_fingerprint != newest.calibration_fingerprint:
-                break
-            offset, rows = part.base_offset, rows + part.scored_rows
-        return offset
 
     def _why_kept(self, file: ChainFile, tail: int, *, is_last: bool) -> str:
         """Why a file and what follows it stay; empty where it may go."""

@@ -1,10 +1,11 @@
 """What earlier prunes have told and left, and which of it the next one may remove.
 
-Whoever can write to the log can make a seal, and an event that tells of it. So that alone removes
-nothing that `nap_stream.scored_log.prune` would not have sealed: the seals must lead to the first
-file that stays, be what their events ask for, and hold nothing that was new when they were made.
-And seals are finished by who has the key that signed them. Of those that none has signed nothing
-more can be proved: a report names them.
+Whoever can write to the log can make a seal, and an event that tells of it. So no seal is believed
+that `nap_stream.scored_log.prune` would not have made: the seals must lead to the first file that
+stays, be what their events ask for, and hold nothing that was new when they were made. And seals
+are finished by who has the key that signed them. Of those that none has signed nothing more can be
+proved: they remove only what the run that finishes them was asked to remove, and a report names
+them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,12 @@ from nap_stream.scored_log.events import Event, EventKind
 from nap_stream.scored_log.footer import SegmentFooter, merged_slots
 from nap_stream.scored_log.format import parse_segment_path
 from nap_stream.scored_log.proof.note import Signer
-from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.read import parts_backwards, segments
 from nap_stream.scored_log.seals import PrunedSpan, Seal, read_seal, seal_paths, seal_sha256
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import MAX_AGE_MS
 from nap_stream.scored_log.verify.sealed import named_seals, signature_problem
+from nap_stream.text import rfc3339
 
 KEEP_MS = 86_400_000
 """What was published so lately stays: workers and monitors may be about to read it."""
@@ -71,7 +73,7 @@ class Told:
 class Leftovers:
     """Files that a seal covers, and of which seals no key says that nap-stream made them."""
 
-    paths: tuple[str, ...] = ()
+    files: tuple[ChainFile, ...] = ()
     unsigned: tuple[PrunedSpan, ...] = ()
 
 
@@ -80,6 +82,8 @@ def leftovers(
     partition: TopicPartition,
     told: Told,
     signer: Signer | None,
+    *,
+    before_ms: int,
     now_ms: int,
 ) -> Leftovers:
     """The files that a seal covers: an interrupted run or a writer that died has left them.
@@ -87,7 +91,8 @@ def leftovers(
     Raises:
         ChainBrokenError: A seal is not valid, or no event told of it as it is, or it is not one
             that a prune makes, or ``signer`` did not sign it, or it is signed and there is none, or
-            a file is not one of those that it covers: then nothing may be removed here.
+            it is not signed and covers what is not before ``before_ms`` or a monitor may read, or a
+            file is not one of those that it covers: then nothing may be removed here.
         ScoredLogError: The store cannot be read.
     """
     paths = seal_paths(store, partition)
@@ -107,10 +112,58 @@ def leftovers(
         _check_asked(seal, event)
         _check_signed(store, seal, signer)
     slots = merged_slots(part for seal in seals for part in seal.parts)
-    for path in left:
-        _check_sealed(slots, chain_file(store, path))
-    unsigned = tuple(seal.span for seal in seals) if signer is None else ()
-    return Leftovers(tuple(left), unsigned)
+    files = tuple(chain_file(store, path) for path in left)
+    for file in files:
+        _check_sealed(slots, file)
+    if signer is not None:
+        return Leftovers(files)
+    covering = [s.span for s in seals if s.span.end_offset > files[0].footer.base_offset]
+    _check_wanted(store, covering[0], files, told, before_ms)
+    return Leftovers(files, tuple(covering))
+
+
+def window_start(store: SegmentStore, partition: TopicPartition, told: Told) -> int:
+    """From which offset on a monitor that starts anew reads a chain.
+
+    Raises:
+        ChainBrokenError: A segment cannot be read.
+        ScoredLogError: The store cannot be read.
+    """
+    rows, window, newest = 0, told.window(partition.topic), None
+    offset = 2**63 - 1
+    for part in parts_backwards(store, partition):
+        newest = newest or part
+        if rows >= window or part.calibration_fingerprint != newest.calibration_fingerprint:
+            break
+        offset, rows = part.base_offset, rows + part.scored_rows
+    return offset
+
+
+def _check_wanted(
+    store: SegmentStore,
+    newest: PrunedSpan,
+    files: Sequence[ChainFile],
+    told: Told,
+    before_ms: int,
+) -> None:
+    """Refuse files of unsigned seals, the newest of them given, that this run would not take."""
+    newest_ms = max(newest_row_ms(part) for file in files for part in file.footer.parts)
+    if newest_ms >= before_ms:
+        raise ChainBrokenError(
+            f"it covers files that are there, with rows until {rfc3339(newest_ms)}; no key has "
+            "signed it, and these are not asked for: give --before "
+            f"{rfc3339(newest_ms + 1)} or later, if they are to go",
+            newest.path,
+            "Else run `nap-stream verify`, and find out who made it",
+        )
+    end = max(file.footer.end_offset for file in files)
+    if end > window_start(store, newest.place, told):
+        rows = told.window(newest.topic)
+        raise refused(
+            newest.path,
+            f"no key has signed it, and it covers files of the newest {rows:,} rows, which a "
+            "monitor that starts anew reads",
+        )
 
 
 def _told_of(seal: Seal, told: Told) -> Event:

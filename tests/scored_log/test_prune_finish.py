@@ -98,6 +98,49 @@ def test_a_seal_that_is_not_what_its_event_asks_for_has_nothing_removed(
     assert len(segments(store, CARS)) == DAYS
 
 
+def test_an_unsigned_seal_removes_nothing_that_this_run_is_not_asked_for(
+    store: MemoryStore,
+) -> None:
+    path = _forge(store, 20)
+    done = prune_days(store, 4)
+    assert (done.clean, done.finished, len(segments(store, CARS))) == (False, 0, DAYS)
+    (refused,) = done.refusals
+    assert path in refused.reason
+    assert "give --before 2026-01-05T12:00:00.001Z" in refused.reason
+    done = prune_days(store, 5)
+    assert (done.clean, done.finished, done.finished_rows) == (True, 5, 16)
+
+
+def test_an_unsigned_seal_leaves_the_window_of_a_monitor(store: MemoryStore) -> None:
+    append_event(
+        store,
+        Event(
+            time_ms=1,
+            kind=EventKind.RUN_STARTED,
+            by="m",
+            topic="cars",
+            data={"window_records": 1000},
+        ),
+    )
+    path = _forge(store, 20)
+    (refused,) = prune_days(store, 50).refusals
+    assert (path in refused.reason, "the newest 1,000 rows" in refused.reason) == (True, True)
+    assert len(segments(store, CARS)) == DAYS
+
+
+def test_what_an_interrupted_prune_has_left_is_read_before_it_is_removed(
+    store: MemoryStore,
+) -> None:
+    _forge(store, 20)
+    path = segments(store, CARS)[1]
+    content = bytearray(store.read(path) or b"")
+    content[8] ^= 1
+    store.remove([path])
+    assert store.create(path, bytes(content))
+    assert not prune_days(store, 50).clean
+    assert len(segments(store, CARS)) == DAYS
+
+
 def test_what_no_key_has_signed_is_finished_and_named(store: MemoryStore) -> None:
     path = _forge(store, 4)
     done = prune_days(store, 50)
