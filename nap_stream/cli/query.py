@@ -210,10 +210,13 @@ def query(
             )
         _export(store, filters, export, sign_with)
         return
+    use = None if no_index else IndexUse()
+    several = (filters.classes, filters.keys, filters.models, filters.calibrations)
+    unread: list[ChainBrokenError] = []
+    if any(len(names) > 1 for names in several):
+        unread += _require_names(store, filters, use)
     if limit is None and output_format == "table" and groups is None:
         limit = DEFAULT_TABLE_ROWS
-    unread: list[ChainBrokenError] = []
-    use = None if no_index else IndexUse()
     if groups is None:
         schema, batches = _rows(store, filters, limit if sort else None, unread, use)
     else:
@@ -302,9 +305,6 @@ def _rows(
     from nap_stream.scored_log.files import SCAN_SCHEMA
     from nap_stream.scored_log.query import most_anomalous, scan
 
-    several = (filters.classes, filters.keys, filters.models, filters.calibrations)
-    if any(len(names) > 1 for names in several):
-        _require_names(store, filters, use)
     batches = (
         scan(store, filters, unread=unread, use=use)
         if most is None
@@ -312,7 +312,7 @@ def _rows(
     )
     first = next(batches, None)
     if first is None:
-        _tell_empty(store, filters, use)
+        _tell_empty(store, filters, unread, use)
         return SCAN_SCHEMA, iter(())
     return SCAN_SCHEMA, itertools.chain([first], batches)
 
@@ -330,7 +330,7 @@ def _counts(
     now_ms = SystemClock().now_ms()
     counts = aggregate(store, filters, *groups, now_ms=now_ms, unread=unread, use=use)
     if not counts.num_rows:
-        _tell_empty(store, filters, use)
+        _tell_empty(store, filters, unread, use)
     if GroupBy.KEY in groups and (words := told_apart(counts.column("key").to_pylist())):
         tell(words)
     for span in {GroupBy.HOUR, GroupBy.DAY} & set(groups):
@@ -342,19 +342,34 @@ def _counts(
     return counts
 
 
-def _tell_empty(store: "SegmentStore", filters: "Query", use: "IndexUse | None") -> None:
-    _require_names(store, filters, use)
-    typer.echo("No row matches.", err=True)
+def _tell_empty(
+    store: "SegmentStore",
+    filters: "Query",
+    unread: list[ChainBrokenError],
+    use: "IndexUse | None",
+) -> None:
+    unread += _require_names(store, filters, use)
+    _tell_no_row(unread)
 
 
-def _require_names(store: "SegmentStore", filters: "Query", use: "IndexUse | None") -> None:
-    """Refuse names that the log does not have, and say first what was pruned of it."""
+def _tell_no_row(unread: Sequence[ChainBrokenError]) -> None:
+    typer.echo(f"No row matches{' in what could be read' if unread else ''}.", err=True)
+
+
+def _require_names(
+    store: "SegmentStore", filters: "Query", use: "IndexUse | None"
+) -> list[ChainBrokenError]:
+    """Refuse names that the log does not have, and say first what was pruned of it.
+
+    Returns:
+        What could not be read, where a name may be in it.
+    """
     from nap_stream.scored_log.index import IndexUse
     from nap_stream.scored_log.names import require_names
 
     own = None if use is None else IndexUse()
     try:
-        require_names(store, filters, use=own, tell=tell)
+        return require_names(store, filters, use=own, tell=tell)
     except ConfigError:
         _tell_query_pruned(store, filters)
         raise
@@ -394,13 +409,15 @@ def _export(store: "SegmentStore", filters: "Query", folder: Path | None, key: P
     if folder is None or key is None:
         raise ConfigError("expected --export DIR and --sign-with FILE")
     signer = read_signer(key, "--sign-with")
+    unread = _require_names(store, filters, None)
     now_ms = SystemClock().now_ms()
     manifest = write_export(store, filters, folder, signer, version=__version__, now_ms=now_ms)
+    unread += [ChainBrokenError(said, file) for file, said in manifest.unread.items()]
     if not manifest.rows:
-        _tell_empty(store, filters, None)
+        _tell_no_row(unread)
     typer.echo(printable(f"{folder}: {manifest.rows:,} rows, signed by {signer.public}"))
     _tell_query_pruned(store, filters)
-    _tell_unread([ChainBrokenError(said, file) for file, said in manifest.unread.items()])
+    _tell_unread(unread)
 
 
 def _tell_index(use: "IndexUse | None") -> None:
@@ -416,9 +433,9 @@ def _tell_index(use: "IndexUse | None") -> None:
 
 def _tell_unread(unread: Sequence[ChainBrokenError]) -> None:
     """Name the files whose rows are not in the answer, and end with a code that says so."""
-    told = dict.fromkeys(printable(f"not read  {error.where}: {error.problem}") for error in unread)
-    for line in told:
-        typer.echo(line, err=True)
+    told = {error.where: error.problem for error in unread}
+    for where, problem in told.items():
+        typer.echo(printable(f"not read  {where}: {problem}"), err=True)
     if told:
         typer.echo(f"The answer is without the rows of {len(told)} files.", err=True)
         sys.exit(EXIT_UNREAD)

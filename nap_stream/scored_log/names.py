@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from nap_stream.core.hidden_keys import is_hash
-from nap_stream.errors import ScoredLogError
+from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.scored_log.engine import CHUNK_ROWS, Engine, chunks
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.index import IndexUse
@@ -56,23 +56,33 @@ def require_names(
     *,
     use: IndexUse | None = None,
     tell: Callable[[str], object] = lambda _: None,
-) -> None:
+) -> list[ChainBrokenError]:
     """Refuse names in a query that no row of its partitions has, at any time.
 
     Statuses, offsets and digests are no names. Where all of them are there, and no row passes, the
     answer is honestly empty. ``use`` has the index asked, and ``tell`` is told what must be read
-    for want of one.
+    for want of one, and which names are not there where some file could not be read.
+
+    Returns:
+        The errors of files that could not be read, where one of them may have a name that no other
+        file has.
 
     Raises:
-        ConfigError: No row has this class, key, header, model or calibration; it names those that
-            are near.
+        ConfigError: All could be read, and no row has this class, key, header, model or
+            calibration; it names those that are near.
     """
     everything = Query(topic=query.topic, partitions=query.partitions)
-    files = list(listed(store, everything, [], use)) if any(_names_in(query)) else []
-    with Engine(store, []) as engine:
+    unread: list[ChainBrokenError] = []
+    is_unsure = False
+    files = list(listed(store, everything, unread, use)) if any(_names_in(query)) else []
+    with Engine(store, unread) as engine:
         for name in _names_in(query):
             held = _held_without(engine, files, name, tell)
             if held is None:
+                continue
+            if unread:
+                tell(f"the {name.what} {_text(name.name)!r} is not found in what could be read")
+                is_unsure = True
                 continue
             names = {each for each in held if isinstance(each, type(name.name))}
             option = f"--{name.what.partition(' ')[0]}"
@@ -82,6 +92,7 @@ def require_names(
                 told = "by their index, which verify --deep compares with the rows"
                 tell(f"what {use.files:,} files hold is {told}")
             require_among(name.what, option, [_text(name.name)], sorted(map(_text, names)))
+    return unread if is_unsure else []
 
 
 def _names_in(query: Query) -> Iterator[_Name]:
@@ -124,7 +135,7 @@ def _held_without(
     if rows >= TOLD_ROWS:
         why = "`nap-stream compact` makes an index that tells" if name.noted else "no index tells"
         tell(
-            f"no row passes; {rows:,} rows in {len(can):,} files are looked through for the "
+            f"{rows:,} rows in {len(can):,} files are looked through for the "
             f"{name.what} {_text(name.name)!r} ({why})"
         )
     if any(_values(engine, can, "1", *condition(name.alone))):

@@ -186,6 +186,8 @@ def test_query_names_hours_without_rows_and_an_empty_answer(nap: Call, log: Path
         (["--partition", "1"], "no partition '1'; it has 0"),
         (["--class", "dgo"], "no class 'dgo'; it has dog"),
         (["--key", "camera-2", "--by", "hour"], "no key 'camera-2'; it has camera-1"),
+        (["--class", "cat", "--class", "capp"], "no class 'capp'; it has cat"),
+        (["--class", "cat", "--class", "capp", "--by", "class"], "no class 'capp'; it has cat"),
         (["--by", "hour,day,key"], "expected one or two of hour, day"),
         (["--by", "camera"], "expected one or two of hour, day"),
         (["--sha256", "c3"], "expected 64 hex digits"),
@@ -212,6 +214,21 @@ def test_a_segment_that_cannot_be_read_is_told_with_exit_code_3(
     ended = nap(command[0], "--log", log, *command[1:])
     assert ended.exit_code == 3
     assert first.name in ended.err
+    assert "The answer is without the rows of 1 files." in ended.err
+
+
+@pytest.mark.parametrize("options", [[], ["--by", "day"], ["--key", "camera-1", "--by", "key"]])
+def test_a_name_that_only_a_damaged_file_has_is_not_said_not_to_exist(
+    nap: Call, tmp_path: Path, options: list[str]
+) -> None:
+    rows = [scored(origin(n, event_time_ms=NOON_MS, key=b"camera-%d" % (n + 1))) for n in range(3)]
+    chain(tmp_path, [(n + 1, [row]) for n, row in enumerate(rows)])
+    path = sorted(tmp_path.rglob("*.parquet"))[1]
+    path.write_bytes(path.read_bytes()[:-5])
+    ended = nap("query", "--log", tmp_path, "--key", "camera-2", *options)
+    assert ended.exit_code == 3
+    assert "the key 'camera-2' is not found in what could be read" in ended.err
+    assert f"not read  {path.relative_to(tmp_path)}" in ended.err
     assert "The answer is without the rows of 1 files." in ended.err
 
 

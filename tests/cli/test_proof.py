@@ -144,6 +144,9 @@ def test_rows_are_exported_and_checked_without_the_log(
 def test_an_export_without_some_rows_says_so(nap: Call, log: Path, keys: Path) -> None:
     folder, key = log.parent / "out", log.parent / "key"
     export = ("query", "--log", log, "--export", folder, "--sign-with", key)
+    ended = nap(*export, "--key", "camera-1", "--key", "nobody")
+    assert (ended.exit_code, "the log has no key 'nobody'" in ended.err) == (2, True)
+    assert not folder.exists()
     (log / segment_path(CARS, 0)).write_bytes(b"PAR1")
     assert nap(*export).exit_code == 3
     ended = nap("verify-export", folder, "--keys", keys)
