@@ -199,15 +199,17 @@ class _Heads:
             may_hold = entry.may_hold(self._seek.keys, self._seek.sha256)
         except (ScoredLogError, ValueError):
             return None
-        if not self._fits(path, entry.footer, found[0], is_read=may_hold):
+        if not self._fits(path, entry.footer, found, is_read=may_hold):
             return None
         return _Head(path, entry.footer, found[1], mark, entry, may_hold)
 
-    def _fits(self, path: str, footer: SegmentFooter, tail: bytes, *, is_read: bool) -> bool:
-        """Whether a footer is the file's own, by its end; else that it ends where the next begins.
+    def _fits(
+        self, path: str, footer: SegmentFooter, found: tuple[bytes, int], *, is_read: bool
+    ) -> bool:
+        """Whether a footer is the file's own, by its end and size.
 
         What it says of the file's rows decides whether they are read. Of a file that is passed over
-        all that matters is where it ends.
+        all that matters is that it ends where the next one begins.
         """
         place = bisect_right(self._paths, path)
         following = segment_path(self._partition, footer.end_offset)
@@ -215,21 +217,30 @@ class _Heads:
         if follows and not is_read:
             return True
         try:
-            own = _footer_in(tail, path)
+            return self._own_footer(path, *found) == footer
         except ChainBrokenError:
             return False
-        return follows if own is None else own == footer
+
+    def _own_footer(self, path: str, tail: bytes, size: int) -> SegmentFooter | None:
+        """The footer that stands at a file's end, which is read whole; None where there is none."""
+        length = _footer_bytes(tail)
+        if length > size:
+            return None
+        if length > len(tail):
+            found = self._store.read_part(path, -length, length)
+            if found is None or found[1] != size or not found[0].endswith(tail):
+                return None
+            tail = found[0]
+        return _footer_in(tail, path)
 
 
-def _footer_in(tail: bytes, path: str) -> SegmentFooter | None:
-    """The footer that stands in the last bytes of a file; None where it is longer.
+def _footer_bytes(tail: bytes) -> int:
+    """How many bytes at a file's end its footer takes, as the last of them say."""
+    at = len(tail) - _PARQUET_END_BYTES
+    return _PARQUET_END_BYTES + int.from_bytes(tail[max(at, 0) : at + 4], "little")
 
-    Raises:
-        ChainBrokenError: It cannot be read.
-    """
-    end = len(tail) - _PARQUET_END_BYTES
-    if end < 0 or int.from_bytes(tail[end : end + 4], "little") > end:
-        return None
+
+def _footer_in(tail: bytes, path: str) -> SegmentFooter:
     with typed_errors(path):
         metadata = pq.read_metadata(pa.BufferReader(tail))
     return span_from_metadata(metadata.metadata, path)

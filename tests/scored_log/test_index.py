@@ -401,6 +401,27 @@ def test_an_index_that_lies_about_where_its_file_ends_is_not_believed() -> None:
             assert use.files == (tail > 100)
 
 
+@pytest.mark.parametrize(
+    "lie", [{"min_event_time_ms": "0", "max_event_time_ms": "0"}, {"schema_version": "5"}]
+)
+def test_an_index_is_not_believed_of_a_footer_longer_than_what_is_read_of_each_file(
+    lie: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (index, files):
+        monkeypatch.setattr(module, "TAIL_BYTES", 100)
+    store = MemoryStore()
+    paths = _segments_with_indexes(store, lambda _: b"a")
+    query = Query(since_ms=NOON_MS - HOUR_MS, classes=("cat",))
+    whole = _rows(store, query, None)
+    assert _asked(lambda use: _rows(store, query, use))[0] == 2
+    parts, tree = _tree(store.read(index_path(paths[0])) or b"")
+    tree["footer"] |= lie
+    store.replace(index_path(paths[0]), _with_tree(parts, tree))
+    assert whole.num_rows
+    assert _rows(store, query, IndexUse()).equals(whole)
+    assert _asked(lambda use: _rows(store, query, use))[0] == 1
+
+
 def test_an_index_is_told_of_also_where_it_only_listed_a_file(store: MemoryStore) -> None:
     assert _asked(lambda use: _rows(store, Query(offsets=(150, 200)), use))[0] == 4
 

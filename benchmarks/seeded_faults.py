@@ -1,12 +1,13 @@
-"""Seeded faults, the scored log on a real S3 server that fails, too: nothing lost, nothing twice.
+"""Seeded faults, on disk or on a real S3 server that fails, too: nothing lost, nothing twice.
 
-    python -m benchmarks.object_store_faults [--seeds 200] [--first 5000] [--at-once 2]
+    python -m benchmarks.seeded_faults --store folder|s3 [--seeds 200] [--first 5000] [--at-once 2]
 
 Each seed is a stream on Apache Kafka and two workers, which are killed, stopped and failed between
 poll and commit as in tests/faults/test_seeded_kills.py; in a third of them segments are merged all
-the time. Their log lies on SeaweedFS, behind a proxy that loses answers, refuses and throttles. In
-the end the log is compared with what was produced, and verified deeply. Needs Java, Maven and Go;
-SeaweedFS is built the first time. Exit code 1 at the first seed that was not as it must be.
+the time. Their log is a folder, or lies on SeaweedFS, behind a proxy that loses answers, refuses
+and throttles. In the end the log is compared with what was produced, and verified deeply. Needs
+Java and Maven, and with s3 Go: SeaweedFS is built the first time. Exit code 1 at the first seed
+that was not as it must be.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -36,6 +39,7 @@ SHARES = {
 def main() -> int:
     """Run the seeds, and say what they came to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--store", choices=("folder", "s3"), required=True)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=5_000)
     parser.add_argument("--at-once", type=int, default=2)
@@ -43,7 +47,34 @@ def main() -> int:
     watch_over_this_process()
     seeds = range(given.first, given.first + given.seeds)
     totals, met, started = Totals(), Counter[str](), time.monotonic()
-    draw = random.Random(given.first)  # noqa: S311  no secret depends on it
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        kafka = stack.enter_context(ApacheKafka(resolve_jars(), _made(scratch, "kafka")))
+        root = None
+        if given.store == "s3":
+            root = stack.enter_context(_failing_s3(_made(scratch, "seaweed"), given.first, met))
+        runs = run_seeds(
+            *(seeds, kafka.bootstrap, _made(scratch, "runs")), parallel=given.at_once, root=root
+        )
+        try:
+            for outcome in runs:
+                totals.add(outcome)
+                sys.stdout.write(f"{time.monotonic() - started:6.0f} s  {totals}\n")
+                sys.stdout.flush()
+        except RunFailedError as error:
+            sys.stdout.write(f"{error}\n")
+            return 1
+    store = ", ".join(f"{count} {name}" for name, count in sorted(met.items()))
+    sys.stdout.write(f"0 lost, 0 twice, all verified deeply; of the store: {store or 'nothing'}\n")
+    never = ", ".join(point.name for point in totals.never_killed())
+    sys.stdout.write(f"failpoints at which no worker was killed: {never or 'none'}\n")
+    return 0
+
+
+@contextmanager
+def _failing_s3(folder: Path, seed: int, met: Counter[str]) -> Iterator[str]:
+    """A root on an S3 server that fails for workers; ``met`` counts how."""
+    draw = random.Random(seed)  # noqa: S311  no secret depends on it
 
     def fate(method: str) -> Fault | None:
         kinds, share = SHARES.get(method, (frozenset[Fault](), 0.0))
@@ -54,10 +85,8 @@ def main() -> int:
         return fault
 
     with (
-        tempfile.TemporaryDirectory() as scratch,
-        running_seaweed(resolve_weed(build=True), _made(scratch, "seaweed")) as seaweed,
+        running_seaweed(resolve_weed(build=True), folder) as seaweed,
         fault_proxy(seaweed.port) as proxy,
-        ApacheKafka(resolve_jars(), _made(scratch, "kafka")) as kafka,
     ):
         # The workers are forked from a server that has the proxy in its environment; who judges
         # them asks the store itself.
@@ -65,23 +94,7 @@ def main() -> int:
         forkserver.ensure_running()
         os.environ.update(environment(seaweed.endpoint))
         proxy.draw = fate
-        try:
-            for outcome in run_seeds(
-                seeds,
-                kafka.bootstrap,
-                _made(scratch, "runs"),
-                parallel=given.at_once,
-                root=f"s3://{BUCKET}/faults",
-            ):
-                totals.add(outcome)
-                sys.stdout.write(f"{time.monotonic() - started:6.0f} s  {totals}\n")
-                sys.stdout.flush()
-        except RunFailedError as error:
-            sys.stdout.write(f"{error}\n")
-            return 1
-    store = ", ".join(f"{count} {name}" for name, count in sorted(met.items()))
-    sys.stdout.write(f"0 lost, 0 twice, all verified deeply; of the store: {store}\n")
-    return 0
+        yield f"s3://{BUCKET}/faults"
 
 
 def _made(scratch: str, name: str) -> Path:
