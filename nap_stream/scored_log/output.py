@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
@@ -32,6 +33,11 @@ from nap_stream.text import for_any_terminal, json_text, printable
 _BASE64 = "base64:"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20", "'")
 """How a text begins that spreadsheets take for a formula, also in full width; and the escape."""
+_HARMLESS = r"^[A-Za-z0-9_./:][A-Za-z0-9_./: -]*\z"
+"""Texts that are cells as they are, in a regular expression of RE2."""
+_NO_CELL = '""'
+"""A line of one cell that is empty: readers pass over an empty line."""
+_CELLS = pa.large_string()
 _SPACE = 2
 _NARROW = 8
 """Characters that are left at least of a key or class that has to give way."""
@@ -119,20 +125,64 @@ def _write_json(batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper) -> No
 def _write_csv(
     schema: pa.Schema, batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper
 ) -> None:
-    text.write(_line([_unread(_unobeyed(name)) for name in schema.names]))
+    text.write((",".join(map(_csv_cell, schema.names)) or _NO_CELL) + "\n")
     for batch in batches:
-        text.writelines(
-            _line([_unread(_unobeyed(cell)) for cell in row.values()]) for row in batch.to_pylist()
-        )
+        if batch.num_rows:
+            text.write("\n".join(_csv_lines(batch)) + "\n")
 
 
-def _line(cells: Sequence[Any]) -> str:
-    # Python's own writer leaves a carriage return as it is, which ends a line for readers.
-    line = ",".join("" if cell is None else _quoted(str(cell)) for cell in cells)
-    return (line or '""') + "\n"
+def _csv_lines(batch: pa.RecordBatch) -> list[str]:
+    """The lines of rows, made column by column: what Python does of each cell takes the time."""
+    if not batch.num_columns:
+        return [_NO_CELL] * batch.num_rows
+    columns = [_csv_column(column).cast(_CELLS) for column in batch.columns]
+    lines: list[str] = pc.binary_join_element_wise(*columns, pa.scalar(",", _CELLS)).to_pylist()
+    return lines if len(columns) > 1 else [line or _NO_CELL for line in lines]
+
+
+def _csv_column(column: pa.Array) -> pa.Array:
+    """The cells of a column, as `_csv_cell` makes each of them."""
+    plain = _plain_cells(column)
+    if plain is not None:
+        return plain
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_boolean(kind):
+        coded = column.dictionary_encode()
+        cells = pa.array(map(_csv_cell, coded.dictionary.to_pylist()), _CELLS)
+        return cells.take(coded.indices).fill_null("")
+    made: dict[str, str] = {}
+    for value in (values := column.to_pylist()):
+        if repr(value) not in made:
+            made[repr(value)] = _csv_cell(value)
+    return pa.array((made[repr(value)] for value in values), _CELLS)
+
+
+def _plain_cells(column: pa.Array) -> pa.Array | None:
+    """The cells of a column without a text that may need anything; None for others."""
+    kind = column.type
+    if column.null_count == len(column):
+        return pa.repeat(pa.scalar(""), len(column))
+    if pa.types.is_integer(kind):
+        return column.cast(pa.string()).fill_null("")
+    if pa.types.is_timestamp(kind) and (kind.unit, kind.tz) in {("ms", "UTC"), ("ms", None)}:
+        return pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ").fill_null("")
+    if pa.types.is_string(kind) and pc.all(pc.match_substring_regex(column, _HARMLESS)).as_py():
+        return column.fill_null("")
+    if pa.types.is_float32(kind) or pa.types.is_float64(kind):
+        values = column.to_pylist()
+        is_number = (value is not None and math.isfinite(value) for value in values)
+        each = (repr(v) if is_one else "" for v, is_one in zip(values, is_number, strict=True))
+        return pa.array(each, _CELLS)
+    return None
+
+
+def _csv_cell(value: Any) -> str:
+    cell = _unread(_unobeyed(value))
+    return "" if cell is None else _quoted(str(cell))
 
 
 def _quoted(cell: str) -> str:
+    # Python's own writer leaves a carriage return as it is, which ends a line for readers.
     needs = any(mark in cell for mark in ',"\r\n')
     return f'"{cell.replace(chr(34), chr(34) * 2)}"' if needs else cell
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nap_stream.scored_log import output as output_module
 from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.format import OPTIONAL_SCORES
@@ -206,6 +207,41 @@ def test_csv_has_no_formulas_and_tells_null_from_an_empty_key() -> None:
         *("base64:", ""),
     ]
     assert {row["x"] for row in csv.DictReader(io.StringIO(text, newline=""))} == {"-1.5"}
+
+
+_CELLS = (
+    (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+    (pa.float32(), st.floats(width=32)),
+    (pa.float64(), st.floats()),
+    (pa.bool_(), st.booleans()),
+    (pa.string(), st.text() | st.sampled_from(["", "a b", "x\n", "=1", 'a"b,', "n01440764"])),
+    (pa.binary(), st.binary() | st.sampled_from([b"", b"camera-1", b"base64:"])),
+    (pa.timestamp("ms", "UTC"), st.integers(-62_135_596_800_000, 253_402_300_799_999)),
+    (pa.timestamp("us", "Europe/Berlin"), st.integers(0, 2**51)),
+    (pa.decimal128(20, 2), st.decimals(-(10**9), 10**9, places=2)),
+    (
+        SCAN_SCHEMA.field("headers").type,
+        st.lists(st.fixed_dictionaries({"name": st.text(), "value": st.binary()}), max_size=2),
+    ),
+)
+
+
+@st.composite
+def _tables(draw: st.DrawFn) -> pa.Table:
+    rows = draw(st.integers(0, 4))
+    columns = draw(st.lists(st.sampled_from(_CELLS), min_size=1, max_size=4))
+    arrays = [
+        pa.array(draw(st.lists(st.none() | values, min_size=rows, max_size=rows)), kind)
+        for kind, values in columns
+    ]
+    return pa.table(arrays, names=[f"c{n}" for n in range(len(columns))])
+
+
+@given(table=_tables())
+def test_csv_by_columns_is_what_it_is_cell_by_cell(table: pa.Table) -> None:
+    lines = [table.schema.names, *([*row.values()] for row in table.to_pylist())]
+    cells = [",".join(map(output_module._csv_cell, line)) or '""' for line in lines]
+    assert _written(table, OutputFormat.CSV).decode() == "".join(f"{line}\n" for line in cells)
 
 
 @pytest.mark.parametrize("width", [80, 100])
