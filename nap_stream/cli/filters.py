@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
 from nap_stream.cli.options import span_ms
@@ -23,13 +24,23 @@ def day_span_ms(
     """What --since, --until and --day mean, in milliseconds since the epoch."""
     if day is None:
         return span_ms(since, until, SystemClock())
-    if since is not None or until is not None or not _DAY.fullmatch(day):
+    if since is not None or until is not None or not _is_date(day):
         raise ConfigError(
             "expected a date such as 2026-05-31, and neither --since nor --until", f"--day {day}"
         )
     start, _ = span_ms(f"{day}T00:00Z", None, SystemClock())
     assert start is not None
     return start, start + 86_400_000
+
+
+def _is_date(text: str) -> bool:
+    if not _DAY.fullmatch(text):
+        return False
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _matching(pattern: re.Pattern[str], option: str, text: str, expected: str) -> str:

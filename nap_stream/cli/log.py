@@ -70,7 +70,8 @@ def compact(
     One compaction of a log runs at a time. One that was killed leaves its lock: --break-lock
     takes it, and may lose rows if that process lives after all.
 
-    Exit code 0; 1 where a partition was left out or the run could not go on.
+    Exit code 0; 1 where a partition was left out or the run could not go on; 2 where there is no
+    such topic.
 
     \b
     Example:
@@ -79,8 +80,10 @@ def compact(
     from nap_stream.process import stop_on_signals
     from nap_stream.scored_log.compact import compact as compact_log
     from nap_stream.scored_log.compact_plan import FileLimits
+    from nap_stream.scored_log.verify.run import require_chain
 
     store = log_store(config, log)
+    require_chain(store, topic)
     with stop_on_signals() as stop, progress_bar("Merging", unit="segments") as progress:
         report = compact_log(
             store,
@@ -104,6 +107,8 @@ def _compacted(report: "CompactionReport") -> "Iterator[str]":
     )
     if report.files and not report.dry_run:
         yield f"{report.bytes_before:,} bytes became {report.bytes_after:,}"
+    if report.alone:
+        yield f"rewrote {report.alone} alone: their rows leave no room for more in memory"
     if report.leftovers:
         yield f"{removed} {report.leftovers} segments that stand in a compacted file too"
     if report.indexed:

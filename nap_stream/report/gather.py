@@ -149,7 +149,7 @@ def gather(
     last row that is not later.
 
     Raises:
-        LogRootError: There is no log at the root, or it holds no topics.
+        LogRootError: There is no log at the root.
         ConfigError: The log has no such topic or model, or no checkpoint is signed by a known key.
         ScoredLogError: The store cannot be read.
     """

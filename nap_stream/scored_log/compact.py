@@ -166,7 +166,8 @@ class ChainsReport:
 class CompactionReport(ChainsReport):
     """What a compaction did, or would do.
 
-    ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that an
+    ``segments`` were merged into ``files``; ``alone`` were written anew one by one, as their rows
+    leave no room for more. ``leftovers`` were removed: segments that an
     interrupted run or a writer that died had left beside a compacted file that holds them.
     ``indexed`` files that had no index of theirs have one now, beside those that were merged.
     ``bytes_before`` are those of the merged segments, ``bytes_after`` those of their files (0 in a
@@ -175,6 +176,7 @@ class CompactionReport(ChainsReport):
 
     segments: int = 0
     files: int = 0
+    alone: int = 0
     rows: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
@@ -315,6 +317,8 @@ class _Run(ChainsRun[CompactionReport]):
                 self._count(group[:taken])
                 if self.progress is not None:
                     self.progress(self.done.segments, None)
+            else:
+                self._note(alone=1)
             group = group[taken:]
 
     def _plan(self, partition: TopicPartition) -> Plan:

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from nap_stream.errors import ChainBrokenError, ScoredLogError
+from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.scored_log.files import (
     SCAN_SCHEMA,
     LogFile,
@@ -108,7 +108,7 @@ class _StoreFiles(AbstractFileSystem):  # type: ignore[misc]  # it has no types
         self._store = store
         self.listed: dict[str, LogFile] = {}
         self.replaced = False
-        self.failure: ScoredLogError | None = None
+        self.failure: ScoredLogError | ConfigError | None = None
         self._opened: list[_SharedFile] = []
 
     def show(self, files: Sequence[LogFile]) -> None:
@@ -122,7 +122,10 @@ class _StoreFiles(AbstractFileSystem):  # type: ignore[misc]  # it has no types
     def _listed(self, path: str) -> LogFile:
         file = self.listed.get(path.removeprefix(f"{_PROTOCOL}://"))
         if file is None:
-            raise PermissionError(f"not a file of the log that is asked: {path}")
+            self.failure = ConfigError(
+                f"not a file of the log that is asked: {path}", "the SQL", "Ask the view records"
+            )
+            raise self.failure
         return file
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> _SharedFile:
@@ -216,10 +219,12 @@ class Engine:
         sql: str,
         parameters: Sequence[Any] = (),
         limit: int | None = None,
+        within: str = "true",
     ) -> pa.Table:
         """Answer a question to the view ``_rows`` of these files, in one go.
 
-        No more than the first ``limit`` rows are taken; None for all.
+        No more than the first ``limit`` rows are taken; None for all. The view has the rows of
+        which ``within`` is true.
 
         Beside `SCAN_SCHEMA` the view has ``_row``, a row's place in its file, and ``_file``, the
         place of that in ``files`` where these are of one version.
@@ -227,11 +232,12 @@ class Engine:
         Raises:
             ReplacedError: The files are not those that were listed.
             ScoredLogError: The store cannot be read.
+            ConfigError: The question names a path that is not of these files.
             duckdb.Error: What DuckDB says, of the question or of a file.
         """
         self._files.show(files)
         try:
-            self._show(files)
+            self._show(files, within)
             found = self._duck.sql(sql, params=list(parameters))
             return found.to_arrow_table() if limit is None else _first(found, limit)
         except duckdb.Error as error:
@@ -243,13 +249,16 @@ class Engine:
         finally:
             self._files.show(())
 
-    def _show(self, files: Sequence[LogFile]) -> None:
+    def _show(self, files: Sequence[LogFile], within: str) -> None:
         if not files:
             self._duck.register("_none", SCAN_SCHEMA.empty_table())
             scans = ["SELECT *, 0 AS _file, 0 AS _row FROM _none"]
         else:
             scans = _scans(files)
-        self._duck.execute(f"CREATE OR REPLACE TEMP VIEW _rows AS {' UNION ALL '.join(scans)}")
+        rows = " UNION ALL ".join(scans)
+        if within != "true":
+            rows = f"SELECT * FROM ({rows}) WHERE {within}"
+        self._duck.execute(f"CREATE OR REPLACE TEMP VIEW _rows AS {rows}")
 
     def of_table(self, name: str, table: pa.Table, sql: str, parameters: Sequence[Any]) -> pa.Table:
         """Answer a question to a table that is called so in it."""

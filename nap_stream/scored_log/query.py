@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
+from nap_stream.errors import ChainBrokenError, ConfigError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import (
@@ -246,12 +246,12 @@ def require_partitions(store: SegmentStore, query: Query) -> tuple[TopicPartitio
     """The partitions that a query means.
 
     Raises:
-        LogRootError: There is no log at the root, or it holds no topics.
-        ConfigError: The log has no such topic or partition.
+        LogRootError: There is no log at the root.
+        ConfigError: It has no chain, or no such topic or partition.
     """
     found = partitions(store)
     if not found:
-        raise LogRootError("the log holds no topics", store.root, "Name the root of a scored log")
+        raise ConfigError("there is no chain here", store.root, "Name the folder of log.root")
     topics = sorted({partition.topic for partition in found})
     if query.topic is not None:
         require_among("topic", "--topic", [query.topic], topics)

@@ -1,8 +1,9 @@
 """SQL over the rows of the chains: one SELECT, which reads nothing else and writes nothing."""
 
 import threading
-from collections import deque
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import duckdb
 import pyarrow as pa
@@ -13,6 +14,9 @@ from nap_stream.scored_log.files import SCAN_SCHEMA, LogFile, ReplacedError, rea
 from nap_stream.scored_log.query import Query, listed
 from nap_stream.scored_log.read import LISTINGS
 from nap_stream.scored_log.stores import SegmentStore
+
+_AGAIN_S = 0.1
+"""How long after an interrupt the next one comes."""
 
 
 def run_sql(
@@ -43,34 +47,73 @@ def run_sql(
     with Engine(store, unread, memory_bytes=memory_bytes) as engine:
         select = _one_select(engine, text)
         bound = (
-            "WITH records AS NOT MATERIALIZED (SELECT * EXCLUDE (_file, _row) FROM _rows "
-            f"WHERE {' AND '.join(within) or 'true'}) FROM (\n{select}\n)"
+            "WITH records AS NOT MATERIALIZED (SELECT * EXCLUDE (_file, _row) FROM _rows) "
+            f"FROM (\n{select}\n)"
         )
-        timer = threading.Timer(seconds, engine.interrupt)
-        timer.daemon = True
-        timer.start()
+        deadline = _Deadline(engine, seconds)
         try:
-            return _sql_table(engine, query, bound, limit + 1)
+            with deadline:
+                ask = partial(engine.table, limit=limit + 1, within=" AND ".join(within) or "true")
+                return _sql_table(engine, query, partial(ask, sql=bound), deadline.check)
         except duckdb.InterruptException as error:
-            raise ConfigError(
-                f"no answer within {seconds:g} s", "--timeout", "Ask for less, or give more time"
-            ) from error
+            raise deadline.error() from error
         except duckdb.OutOfMemoryException as error:
             raise ConfigError(
                 f"the memory does not suffice: {_first_line(error)}", "--memory", "Ask for less"
             ) from error
         except duckdb.Error as error:
             raise ConfigError(f"DuckDB: {_first_line(error)}", "the SQL") from error
-        finally:
-            timer.cancel()
 
 
-def _sql_table(engine: Engine, query: Query, sql: str, limit: int) -> pa.Table:
+class _Deadline:
+    """Ends the questions of an engine once so many seconds are over. A context manager."""
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self._engine, self._seconds = engine, seconds
+        self._end = time.monotonic() + seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._interrupt, name="deadline", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _interrupt(self) -> None:
+        # DuckDB forgets an interrupt that comes before it begins to answer: so it comes again.
+        wait_s = self._seconds
+        while not self._done.wait(wait_s):
+            self._engine.interrupt()
+            wait_s = _AGAIN_S
+
+    def check(self) -> None:
+        """Raise the error where the time is over; for what DuckDB does not do."""
+        if time.monotonic() >= self._end:
+            raise self.error()
+
+    def error(self) -> ConfigError:
+        return ConfigError(
+            f"no answer within {self._seconds:g} s", "--timeout", "Ask for less, or give more time"
+        )
+
+
+def _sql_table(
+    engine: Engine,
+    query: Query,
+    ask: Callable[[Sequence[LogFile]], pa.Table],
+    check: Callable[[], None],
+) -> pa.Table:
     left_out: set[str] = set()
     for _ in range(LISTINGS + 1):
-        files = [f for f in listed(engine.store, query, engine.unread) if f.path not in left_out]
+        files = []
+        for file in listed(engine.store, query, engine.unread):
+            check()
+            if file.path not in left_out:
+                files.append(file)
         try:
-            return engine.table(files, sql, limit=limit)
+            return ask(files)
         except ReplacedError:
             continue
         except duckdb.Error as error:
@@ -78,7 +121,7 @@ def _sql_table(engine: Engine, query: Query, sql: str, limit: int) -> pa.Table:
             named = [file for file in files if file.path in str(error)]
             damaged = [unreadable(file, str(error)) for file in named]
             if not damaged and not isinstance(error, _QUESTIONS):
-                damaged = _damaged(engine, files)
+                damaged = _damaged(engine, files, check)
             if not damaged:
                 raise
             for each in damaged:
@@ -97,11 +140,14 @@ _QUESTIONS = (
 """What DuckDB raises of a question, whatever is in the files."""
 
 
-def _damaged(engine: Engine, files: Sequence[LogFile]) -> list[ChainBrokenError]:
+def _damaged(
+    engine: Engine, files: Sequence[LogFile], check: Callable[[], None]
+) -> list[ChainBrokenError]:
     found = []
     for file in files:
         try:
-            deque(read_rows(engine.store, file, SCAN_SCHEMA.names), maxlen=0)
+            for _ in read_rows(engine.store, file, SCAN_SCHEMA.names):
+                check()
         except ChainBrokenError as error:
             found.append(error)
     return found

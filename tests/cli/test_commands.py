@@ -193,6 +193,7 @@ def test_query_names_hours_without_rows_and_an_empty_answer(nap: Call, log: Path
         (["--sha256", "c3"], "expected 64 hex digits"),
         (["--offset", "9-3"], "9 is not before 3"),
         (["--day", "yesterday"], "expected a date such as 2026-05-31"),
+        (["--day", "2026-02-30"], "--day 2026-02-30: expected a date such as"),
         (["--key", "base64:!"], "not base64"),
         (["--sort", "p-value", "--by", "hour"], "expected --limit and no --by"),
     ],

@@ -74,7 +74,14 @@ def test_a_json_report(nap: Call, log: Path) -> None:
     assert report["clean"]
     assert (report["segments"], report["files"], report["rows"]) == (4, 1, 4)
     assert report["bytes_before"] > report["bytes_after"] > 0
-    assert json.loads(nap("compact", "--log", log, "--topic", "dogs", "--json").out)["files"] == 0
+
+
+def test_what_has_no_chain_is_refused(nap: Call, log: Path, tmp_path: Path) -> None:
+    ended = nap("compact", "--log", log, "--topic", "dogs")
+    assert (ended.exit_code, "no partition of the topic 'dogs'" in ended.err) == (2, True)
+    (tmp_path / "empty").mkdir()
+    ended = nap("compact", "--log", tmp_path / "empty")
+    assert (ended.exit_code, "there is no chain here" in ended.err) == (2, True)
 
 
 def test_limits_are_taken(nap: Call, log: Path) -> None:

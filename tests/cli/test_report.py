@@ -120,7 +120,7 @@ def test_mistakes_leave_no_file(nap: Call, log: Path, tmp_path: Path) -> None:
     mistakes = {
         "the log has no topic 'botle'": (2, "--log", log, "--topic", "botle"),
         "no such folder": (2, "--log", tmp_path / "nowhere"),
-        "the log holds no topics": (1, "--log", empty),
+        "there is no chain here": (2, "--log", empty),
         "not a time: 'May'": (2, "--log", log, "--since", "May"),
         "expected either --log ROOT or --config FILE": (2,),
         "one of several models'": (2, "--log", log, "--compare-model", "ff"),

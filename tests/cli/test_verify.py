@@ -125,7 +125,7 @@ def test_nothing_to_verify_is_an_error_that_says_what_is_there(nap: Call, log: P
     assert "no partition of the topic 'car'; its topics are cars" in ended.err
     ended = nap("verify", "--log", log / "topic=cars", "--deep", "--json")
     assert (ended.exit_code, ended.out) == (2, "")
-    assert "there is no chain to verify; the root holds partition=0" in ended.err
+    assert "there is no chain here; the root holds partition=0" in ended.err
 
 
 def test_a_kept_report_shows_that_all_chains_are_gone(nap: Call, log: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import ConfigError, LogRootError
+from nap_stream.errors import ConfigError
 from nap_stream.report import counts as counts_module
 from nap_stream.report.counts import MAX_BINS, Count, Tally, chart_width_ms, quantile
 from nap_stream.report.gather import Asked, Figures, gather
@@ -238,7 +238,7 @@ def test_a_period_ends_now_or_with_the_log(root: Path) -> None:
 def test_what_is_not_there_is_an_error(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"no topic 'botles'; it has {TOPIC}"):
         _asked(root, Asked(topic="botles"))
-    with pytest.raises(LogRootError, match="holds no topics"):
+    with pytest.raises(ConfigError, match="there is no chain here"):
         _asked(tmp_path, Asked())
 
 

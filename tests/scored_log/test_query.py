@@ -1,6 +1,7 @@
 """Which rows pass, how many there are by what, and what SQL says: against plain Python."""
 
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,6 +45,7 @@ from tests.scored_log.builders import (
 )
 from tests.support.log_files import run_query
 from tests.support.memory_store import MemoryStore
+from tests.support.waiting import wait_until
 
 OTHER = TopicPartition("cars", 1)
 HOUR_MS = 3_600_000
@@ -275,7 +277,7 @@ def test_a_limit_stops(root: Path) -> None:
 def test_an_empty_log_is_no_rows_and_no_log_an_error(tmp_path: Path) -> None:
     assert run_query(LocalStore(tmp_path), Query(topic=CARS.topic)).schema.equals(SCAN_SCHEMA)
     assert aggregate(LocalStore(tmp_path), Query(), GroupBy.HOUR).num_rows == 0
-    with pytest.raises(LogRootError, match="holds no topics"):
+    with pytest.raises(ConfigError, match="there is no chain here"):
         require_partitions(LocalStore(tmp_path), Query())
     with pytest.raises(LogRootError):
         aggregate(LocalStore(tmp_path / "none"), Query(), GroupBy.HOUR)
@@ -552,6 +554,36 @@ def test_sql_reaches_nothing_else_and_writes_nothing(tmp_path: Path, text: str) 
 def test_sql_that_asks_for_too_much_ends(root: Path, text: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told or "no answer|memory"):
         _sql(LocalStore(root), text, seconds=2)
+
+
+class _SlowToOpen(MemoryStore):
+    """A store in which the time of a question is over while its files are listed."""
+
+    def __init__(self, of: MemoryStore) -> None:
+        super().__init__()
+        self._files = of._files
+
+    def open(self, path: str) -> BinaryIO | None:
+        end = time.monotonic() + 0.11
+        wait_until(lambda: time.monotonic() > end, "the end of the time")
+        return super().open(path)
+
+
+def test_sql_ends_although_its_time_is_over_before_it_is_asked(store: MemoryStore) -> None:
+    with pytest.raises(ConfigError, match=r"no answer within 0\.1 s"):
+        _sql(_SlowToOpen(store), "SELECT count(*) FROM records", seconds=0.1)
+
+
+def test_sql_says_which_path_is_none_of_its_files(store: MemoryStore) -> None:
+    with pytest.raises(ConfigError, match=r"not a file of the log that is asked: .*secret"):
+        _sql(store, "SELECT * FROM read_parquet('scored-log://secret.parquet')")
+
+
+def test_sql_has_times_in_all_that_it_can_name(store: MemoryStore) -> None:
+    since = Query(since_ms=NOON_MS + HOUR_MS)
+    (counted,) = _sql(store, "SELECT count(*) FROM records", query=since)
+    assert counted != _sql(store, "SELECT count(*) FROM records")[0]
+    assert _sql(store, "SELECT count(*) FROM temp._rows", query=since) == [counted]
 
 
 def test_sql_without_end_gives_its_first_rows(root: Path) -> None:

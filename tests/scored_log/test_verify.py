@@ -126,7 +126,7 @@ def test_progress_is_told_file_by_file(root: Path) -> None:
 def test_where_there_is_no_chain_nothing_is_verified(tmp_path: Path, name: str | None) -> None:
     if name is not None:
         (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match=f"no chain to verify; the root holds {name or ''}"):
+    with pytest.raises(ConfigError, match=f"no chain here; the root holds {name or ''}"):
         verify(tmp_path)
 
 

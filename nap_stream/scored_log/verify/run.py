@@ -240,7 +240,7 @@ def require_chain(store: SegmentStore, topic: str | None) -> None:
         return
     names = sorted(store.names(""))
     raise ConfigError(
-        f"there is no chain to verify; the root holds {listed(names, _NAMES) or 'nothing'}",
+        f"there is no chain here; the root holds {listed(names, _NAMES) or 'nothing'}",
         store.root,
         "Name the folder of log.root",
     )
