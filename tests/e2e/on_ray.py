@@ -1,7 +1,7 @@
 """Runs of a monitor on a Ray cluster that is there already."""
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +51,14 @@ def _wait_for_ray(program: Program, is_up: Callable[[Program], bool]) -> None:
 
 @contextmanager
 def running_alone(
-    monitor: Monitor, environ: Mapping[str, str], folder: Path, *options: str
+    monitor: Monitor,
+    environ: Mapping[str, str],
+    folder: Path,
+    *options: str,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Program]:
     """``nap-stream run`` that has started Ray on this machine by itself."""
-    command = nap_stream("run", "--config", monitor.config, *options)
+    command = [*prefix, *nap_stream("run", "--config", monitor.config, *options)]
     with ray_up(command, folder, lambda run: "monitor_started" in run.stderr, environ) as run:
         yield run
 

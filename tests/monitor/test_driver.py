@@ -471,7 +471,7 @@ def silent_between(*spans: tuple[float, float]) -> Callable[[float], Coordinator
         if any(start <= now < end for start, end in spans):
             return None
         ended = sum(end <= now for _, end in spans)
-        return status(report(idle=True, sent_at_ms=int(now * 1000)), started_ms=ended)
+        return status(report(idle=True, number=int(now * 1000)), started_ms=ended)
 
     return view
 
