@@ -322,8 +322,9 @@ def test_a_worker_that_waits_for_room_is_named_while_the_head_does_not_answer(
 
     monkeypatch.setattr(ray_cluster, "UNPLACED_S", 0.0)
     cluster = cluster_of(_settings(f"unnamed-{fault}", torch_threads=CPUS, num_gpus=0))
-    first, late = _started(cluster, 2)
+    (first,) = _started(cluster, 1)
     wait_until(first.placed, "the place of a worker that has room")
+    late = cluster.start_worker("worker-1", 0)
     monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.05)
     monkeypatch.setattr(ray, "cluster_resources", away)
 
