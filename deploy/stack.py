@@ -119,7 +119,10 @@ def main() -> int:
     try:
         with interrupted_by_sigterm():
             parts = _look(display, build=not given.no_build)
-            return 0 if parts is not None and _run(given.out, given.rate, parts, display) else 1
+            if parts is None:
+                return 1
+            # Parts of it are started in folders of their own.
+            return 0 if _run(given.out.resolve(), given.rate, parts, display) else 1
     except (NapStreamError, AssertionError, OSError, subprocess.SubprocessError) as error:
         display.step(f"failed: {error}", "bold red")
         return 1

@@ -23,7 +23,9 @@ MARK = "NAP_STREAM_TEST_STACK"
 @contextmanager
 def stack_run(folder: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """`make stack` without make, fast; SeaweedFS where it is built already, a folder without it."""
-    command = [sys.executable, "-m", "deploy.stack", f"--out={folder / 'run'}", f"--rate={RATE}"]
+    # As make's own, from where it is called.
+    out = os.path.relpath(folder / "run", PROJECT)
+    command = [sys.executable, "-m", "deploy.stack", f"--out={out}", f"--rate={RATE}"]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             [*command, "--no-build"],
