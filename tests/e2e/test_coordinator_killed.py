@@ -13,7 +13,7 @@ import pytest
 from nap_stream.demo.processes import free_port
 from nap_stream.scored_log.events import EventKind, alert_id, read_events
 from nap_stream.scored_log.stores.local import LocalStore
-from tests.e2e.monitor import Monitor, metrics_url, new_monitor, producing, scrape
+from tests.e2e.monitor import Monitor, metrics_url, new_monitor, producing, scrape, streaming
 from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, listener_pid, nap_stream
 from tests.support.apache_kafka import ApacheKafka
@@ -121,13 +121,12 @@ def test_a_coordinator_that_hangs_holds_no_row_up_and_is_replaced_where_it_goes_
         driver={"stall_timeout_s": STALL_S},
         metrics={"port": free_port()},
     )
-    first, later = write_images(tmp_path / "first", BEFORE), tmp_path / "later"
+    first, later = write_images(tmp_path / "first", 100), tmp_path / "later"
     write_images(later / "1-ood", OOD, first_seed=BEFORE, flat=True)
     write_images(later / "2-after", AFTER, first_seed=BEFORE + OOD)
-    total = BEFORE + OOD + AFTER
-    with running(monitor, ray_head, tmp_path / "run", "--max-records", str(total)) as run:
+    with running(monitor, ray_head, tmp_path / "run") as run:
         url = metrics_url(run)
-        with producing(monitor, first, RATE):
+        with streaming(monitor, first, RATE) as sent:
             wait_until(lambda: len(monitor.rows()) >= WINDOW, "a window's rows")
             stopped = _signal_coordinator(url, signal.SIGSTOP)
             logged = len(monitor.rows())
@@ -140,6 +139,9 @@ def test_a_coordinator_that_hangs_holds_no_row_up_and_is_replaced_where_it_goes_
             _signal_coordinator(url, signal.SIGSTOP)
             run.wait_for_line("coordinator_replaced")
             _wait_for_lines(run, "coordinator_restarted", 1)
+        total = sent.messages + OOD + AFTER
+        wait_until(lambda: len(monitor.rows()) >= total, "all rows")
+        run.send(signal.SIGTERM)
         assert run.wait() == 0, run.tail
         assert "worker_failed" not in run.stderr
 
