@@ -147,8 +147,8 @@ def test_a_coordinator_that_hangs_holds_no_row_up_and_is_replaced_where_it_goes_
 
     monitor.assert_complete(total)
     ids = [event["id"] for event in _replayed(monitor, tmp_path / "replay")]
-    sent = read_to_end(monitor.kafka, monitor.alert_topic)
-    assert [json.loads(each.value)["id"] for each in sent] == ids
+    alerts = read_to_end(monitor.kafka, monitor.alert_topic)
+    assert [json.loads(each.value)["id"] for each in alerts] == ids
     assert len(ids) >= 2
 
 
