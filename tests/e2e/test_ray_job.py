@@ -73,7 +73,8 @@ def test_an_uploaded_job_is_followed_to_its_end_and_a_second_one_says_why_it_fai
         wait_until(lambda: "partition_assigned" in first.stdout, lambda: f"the log of {first}")
         with job_script(monitor.config, ray_head, tmp_path / "second") as second:
             assert second.wait() == 1, second.tail
-        assert "a monitor with this consumer group already runs" in second.stderr
+        clash = f"another monitor on this Ray cluster has the group {monitor.kafka.group_id}"
+        assert clash in second.stderr
         assert "failed: " in second.stderr.splitlines()[-1]
         first.send(signal.SIGTERM)
         assert first.wait() == 0, first.tail
