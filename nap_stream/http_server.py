@@ -159,7 +159,7 @@ def _application(
         if path == "/metrics":
             return metrics(environ, start_response)
         if path == "/" and page is not None:
-            return _send(start_response, HTTPStatus.OK, page().encode(), _PAGE_HEADERS)
+            return _send(start_response, HTTPStatus.OK, page().encode(), _page_headers())
         if (answer := answers.get(path)) is not None:
             return _answer(start_response, *answer())
         return _answer(start_response, HTTPStatus.NOT_FOUND, {"paths": paths})
@@ -191,12 +191,13 @@ def _answer(
     return _send(start_response, status, body, (("Content-Type", "application/json"),))
 
 
-_PAGE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Content-Security-Policy", f"{policy()}; frame-ancestors 'none'"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-)
+def _page_headers() -> Sequence[tuple[str, str]]:
+    return (
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", f"{policy()}; frame-ancestors 'none'"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+    )
 
 
 def _send(

@@ -29,11 +29,13 @@ _FILTERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+@cache
 def style() -> Markup:
     """The style sheet of all pages, for light, dark, narrow and printed ones."""
     return Markup((HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704  our own file
 
 
+@cache
 def policy() -> str:
     """The Content-Security-Policy of all pages: no script, and no style but `style`."""
     digest = base64.b64encode(hashlib.sha256(style().encode()).digest()).decode()
