@@ -18,14 +18,9 @@ from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import Journal, failed_words
-from nap_stream.monitor.session import (
-    Claims,
-)
+from nap_stream.monitor.session import Claims
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.process import (
-    adopt_store_environment,
-    configure_logging,
-)
+from nap_stream.process import adopt_store_environment, configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root

@@ -21,6 +21,7 @@ from nap_stream.monitor.session import (
     NodeWatch,
     brief,
     claims,
+    clash_error,
     gpus_a_worker,
     ray_folder,
     require_no_clash,
@@ -28,9 +29,7 @@ from nap_stream.monitor.session import (
     resources_in_time,
 )
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.process import (
-    store_environment,
-)
+from nap_stream.process import store_environment
 from nap_stream.scored_log.summary import LogEnds
 from nap_stream.settings.run import cpus_a_worker
 from nap_stream.settings.schema import Settings
@@ -159,11 +158,8 @@ class RayCluster:
                 settings, calibration, since, self._environment, claimed
             )
         except ValueError as error:
-            raise WorkerError(
-                f"another monitor on this Ray cluster has the group {settings.kafka.group_id}",
-                "kafka.group_id",
-                f"Stop {name} first, or give this monitor one of its own",
-            ) from error
+            group = f"the group {settings.kafka.group_id}"
+            raise clash_error("kafka.group_id", group, name) from error
         try:
             # One that began at the same time was not there before: now one of both sees the other.
             require_no_clash(claimed, name)

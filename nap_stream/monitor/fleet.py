@@ -101,6 +101,49 @@ def require_room(settings: WorkerSettings, needs: Needs, nodes: Iterable[Node]) 
     )
 
 
+class Repeated:
+    """Does ``work`` every ``every_s`` seconds, in a thread of its own, from `start` to `close`.
+
+    Where it raises, the event ``failed`` is logged with the ``words`` of the error, once until it
+    goes well again. Work that is under way is not waited for long.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], None],
+        every_s: float,
+        *,
+        name: str,
+        failed: str,
+        words: Callable[[Exception], str],
+    ) -> None:
+        self._work, self._every_s, self._event, self._words = work, every_s, failed, words
+        self._stop = threading.Event()
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin with it."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Do it no more. Safe to call twice, and before `start`."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_S)
+
+    def _repeat(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self._work()
+            except Exception as error:  # noqa: BLE001  whatever it is, the next time may go well
+                if not (self._has_failed or self._stop.is_set()):
+                    structlog.get_logger().warning(self._event, cause=self._words(error))
+                self._has_failed = True
+            else:
+                self._has_failed = False
+
+
 class PartitionCount:
     """How many partitions topics have, asked for again and again in a thread of its own.
 
@@ -114,11 +157,15 @@ class PartitionCount:
         count: Callable[[], Mapping[str, int]],
         every_s: float = COUNT_EVERY_S,
     ) -> None:
-        self.topics, self._count, self._every_s = first, count, every_s
-        self._stop = threading.Event()
-        self._failed = False
-        self._thread = threading.Thread(target=self._watch, name="partition-count", daemon=True)
-        self._thread.start()
+        self.topics, self._ask = first, count
+        self._repeated = Repeated(
+            self._count,
+            every_s,
+            name="partition-count",
+            failed="partitions_not_counted",
+            words=lambda error: f"{type(error).__name__}: {error}",
+        )
+        self._repeated.start()
 
     def __call__(self) -> int:
         """The last answer, of all topics together."""
@@ -126,24 +173,13 @@ class PartitionCount:
 
     def close(self) -> None:
         """Ask no more. A question that is under way is not waited for long."""
-        self._stop.set()
-        self._thread.join(JOIN_S)
+        self._repeated.close()
 
-    def _watch(self) -> None:
-        while not self._stop.wait(self._every_s):
-            try:
-                found = self._count()
-            except Exception as error:  # noqa: BLE001  whatever it is, the next count may go well
-                if not (self._failed or self._stop.is_set()):
-                    structlog.get_logger().warning(
-                        "partitions_not_counted", cause=f"{type(error).__name__}: {error}"
-                    )
-                self._failed = True
-                continue
-            self._failed = False
-            if any(found.values()) and found != self.topics:
-                self._tell(found)
-                self.topics = found
+    def _count(self) -> None:
+        found = self._ask()
+        if any(found.values()) and found != self.topics:
+            self._tell(found)
+            self.topics = found
 
     def _tell(self, found: Mapping[str, int]) -> None:
         before = {name for name, count in self.topics.items() if count}

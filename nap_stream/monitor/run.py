@@ -65,8 +65,9 @@ def run_monitor(
     writer = WriterIdentity(
         writer_id("driver"), calibration.model_fingerprint, calibration.fingerprint
     )
-    log = ScoredLog(store_at(settings.log.root), writer, SystemClock())
-    begin_chains(log, offsets, settings.kafka.start, settings.kafka.resume_from)
+    store = store_at(settings.log.root)
+    chains = ScoredLog(store, writer, SystemClock())
+    begin_chains(chains, offsets, settings.kafka.start, settings.kafka.resume_from)
     require_library(settings)
     counter = TopicCounter(settings.kafka, settings.reads)
     counts = Counter(one.partition.topic for one in offsets)
@@ -77,8 +78,9 @@ def run_monitor(
         ray_session(address, cpus) as is_own,
         stop_on_signals() as stop,
     ):
-        chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
-        since = None if max_records is None else chains.ends()
+        since = None
+        if max_records is not None:
+            since = LogSummaries(store, settings, calibration.fingerprint).ends()
         cluster = RayCluster(
             *(settings, calibration, since),
             topics={one.partition.topic for one in offsets},
@@ -134,9 +136,11 @@ def begin_chains(
         OffsetRangeError: What the group has committed is past the topic's end.
         ScoredLogError: The log cannot be read or written.
     """
-    first = {min(one.partition for one in topic) for topic in _by_topic(offsets)}
-    begun = {name.topic for name in first if log.end(name) is not None}
-    if begun == {name.topic for name in first}:
+    # Of a topic's partitions the smallest is the last one to take its place.
+    names = sorted((one.partition for one in offsets), reverse=True)
+    first = {name.topic: name for name in names}
+    begun = {topic for topic, name in first.items() if log.end(name) is not None}
+    if begun == first.keys():
         return
     ends = {one.partition: log.end(one.partition) for one in offsets}
     missing = [
@@ -152,7 +156,8 @@ def begin_chains(
             "kafka.resume_from: committed; to read all that the topic has, with a new "
             "kafka.group_id",
         )
-    for one in sorted(missing, key=lambda one: (one.partition in first, one.partition)):
+    marks = {*first.values()}
+    for one in sorted(missing, key=lambda one: (one.partition in marks, one.partition)):
         offset = one.earliest
         if is_first:
             require_within_topic(one)
@@ -161,11 +166,6 @@ def begin_chains(
             elif start == "latest":
                 offset = one.end
         note_beginning(one, log.begin(one.partition, offset, one.topic_id))
-
-
-def _by_topic(offsets: Sequence[PartitionOffsets]) -> Iterator[list[PartitionOffsets]]:
-    for topic in {one.partition.topic for one in offsets}:
-        yield [one for one in offsets if one.partition.topic == topic]
 
 
 @contextmanager

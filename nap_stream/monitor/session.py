@@ -14,7 +14,7 @@ import ray
 import structlog
 
 from nap_stream.errors import WorkerError
-from nap_stream.monitor.fleet import Node
+from nap_stream.monitor.fleet import Node, Repeated
 from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
 from nap_stream.settings.topics import TopicSelection
@@ -170,6 +170,15 @@ def claims(settings: Settings, topics: Iterable[str]) -> Claims:
     )
 
 
+def clash_error(key: str, what: str, other: str) -> WorkerError:
+    """That ``what``, which the settings' ``key`` says, is that of a monitor called ``other``."""
+    return WorkerError(
+        f"another monitor on this Ray cluster has {what}",
+        key,
+        f"Stop {other} first, or give this monitor one of its own",
+    )
+
+
 def require_no_clash(mine: Claims, own: str = "") -> None:
     """Refuse to run beside a monitor of this cluster that has the same log, or the same alerts.
 
@@ -191,12 +200,7 @@ def require_no_clash(mine: Claims, own: str = "") -> None:
             structlog.get_logger().warning("monitor_not_asked", monitor=name, cause=brief(error))
             continue
         if (clash := mine.clash(theirs)) is not None:
-            key, what = clash
-            raise WorkerError(
-                f"another monitor on this Ray cluster has {what}",
-                key,
-                f"Stop {name} first, or give this monitor one of its own",
-            )
+            raise clash_error(*clash, name)
 
 
 class NodeWatch:
@@ -209,31 +213,15 @@ class NodeWatch:
         self.nodes: tuple[Node, ...] = ()
         self.drained: frozenset[str] = frozenset()
         """The ids of all nodes that were seen to be drained."""
-        self._stop = threading.Event()
-        self._failed = False
-        self._thread = threading.Thread(target=self._watch, name="ray-nodes", daemon=True)
+        self._repeated = Repeated(
+            self._look,
+            LOOK_AT_NODES_EVERY_S,
+            name="ray-nodes",
+            failed="nodes_not_looked_at",
+            words=brief,
+        )
+        self.start, self.close = self._repeated.start, self._repeated.close
         self._look()
-
-    def start(self) -> None:
-        """Look again and again, until `close`."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Look no more. Safe to call twice, and before `start`."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join(LOOK_AT_NODES_EVERY_S)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(LOOK_AT_NODES_EVERY_S):
-            try:
-                self._look()
-            except Exception as error:  # noqa: BLE001  Ray's errors here have no type in common
-                if not (self._failed or self._stop.is_set()):
-                    structlog.get_logger().warning("nodes_not_looked_at", cause=brief(error))
-                self._failed = True
-            else:
-                self._failed = False
 
     def _look(self) -> None:
         # Not ray.nodes: that would start another Ray once this one is gone.
