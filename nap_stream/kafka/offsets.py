@@ -48,20 +48,16 @@ def committed_offsets(
 
 
 def topic_offsets(
-    settings: KafkaSettings,
-    committed: Mapping[TopicPartition, int],
-    topic: str | None = None,
+    settings: KafkaSettings, committed: Mapping[TopicPartition, int]
 ) -> list[PartitionOffsets]:
-    """The first and the next offset of each of a topic's partitions, with those ``committed``.
-
-    ``topic`` is that of the settings by default.
+    """The first and the next offset of each of the topic's partitions, with those ``committed``.
 
     Raises:
         TopicNotFoundError: The topic does not exist.
         BrokerUnavailableError: None answered in ``connect_timeout_s``.
         BrokerError: The broker refuses.
     """
-    return offsets_of(settings, committed, [topic or settings.topic])
+    return offsets_of(settings, committed, [settings.topic])
 
 
 def offsets_of(

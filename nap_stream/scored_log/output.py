@@ -150,11 +150,10 @@ def _csv_column(column: pa.Array) -> pa.Array:
         coded = column.dictionary_encode()
         cells = pa.array(map(_csv_cell, coded.dictionary.to_pylist()), _CELLS)
         return cells.take(coded.indices).fill_null("")
-    made: dict[str, str] = {}
-    for value in (values := column.to_pylist()):
-        if repr(value) not in made:
-            made[repr(value)] = _csv_cell(value)
-    return pa.array((made[repr(value)] for value in values), _CELLS)
+    values = column.to_pylist()
+    names = [*map(repr, values)]
+    made = {name: _csv_cell(value) for name, value in dict(zip(names, values, strict=True)).items()}
+    return pa.array(map(made.__getitem__, names), _CELLS)
 
 
 def _plain_cells(column: pa.Array) -> pa.Array | None:
