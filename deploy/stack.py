@@ -55,8 +55,10 @@ from tests.e2e.on_ray import JOB_SCRIPT
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
 from tests.support.leftovers import watch_over_this_process
 from tests.support.prometheus import (
+    ALERTMANAGER,
     PACKAGES,
     ask,
+    installed,
     running_alertmanager,
     running_prometheus,
     scrape_config,
@@ -134,7 +136,7 @@ def main() -> int:
 def _look(display: Display, *, build: bool) -> Parts | None:
     """What this machine has of the parts, each said; None where there is no use to begin."""
     jars = weed = None
-    if shutil.which("prometheus-alertmanager") is None and shutil.which("alertmanager") is None:
+    if installed(*ALERTMANAGER) is None:
         display.step(f"no Alertmanager ({PACKAGES}): no alert could arrive", "bold red")
         return None
     try:
@@ -147,7 +149,7 @@ def _look(display: Display, *, build: bool) -> Parts | None:
         weed = resolve_weed(build=build)
     except (SeaweedNotThereError, OSError) as error:
         display.step(f"no S3 server ({error}): log and model lie in a folder", "yellow")
-    has_prometheus = shutil.which("prometheus") is not None
+    has_prometheus = installed("prometheus") is not None
     if not has_prometheus:
         display.step(f"no Prometheus ({PACKAGES}): rules and dashboard are not tried", "yellow")
     display.step("Grafana is not started: its dashboard's queries are asked of Prometheus")

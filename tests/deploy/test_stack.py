@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leftovers import marked
-from tests.support.prometheus import program
+from tests.support.prometheus import ALERTMANAGER, program
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -46,7 +46,7 @@ def test_the_alert_of_the_stream_arrives_in_alertmanager_and_ends_there(
 ) -> None:
     assert kafka_jars
     program("prometheus")
-    program("prometheus-alertmanager", "alertmanager")
+    program(*ALERTMANAGER)
     with stack_run(tmp_path) as process:
         code = process.wait(PATIENCE_S * 3)
     said = (tmp_path / "output").read_text()
@@ -58,7 +58,7 @@ def test_the_alert_of_the_stream_arrives_in_alertmanager_and_ends_there(
 
 
 def test_when_it_is_interrupted_nothing_is_left(tmp_path: Path) -> None:
-    program("prometheus-alertmanager", "alertmanager")
+    program(*ALERTMANAGER)
     with stack_run(tmp_path) as process:
         wait_until(
             lambda: process.poll() is not None or b"Alertmanager at" in _said(tmp_path),

@@ -24,11 +24,19 @@ RULES = Path(__file__).parents[2] / "deploy/prometheus-rules.yaml"
 PACKAGES = "apt-get install prometheus prometheus-alertmanager"
 
 
+ALERTMANAGER = ("prometheus-alertmanager", "alertmanager")
+"""What it is called, by Debian and by its makers."""
+
+
+def installed(*names: str) -> str | None:
+    """The first of these programs that is installed."""
+    return next((path for name in names if (path := shutil.which(name)) is not None), None)
+
+
 def program(*names: str) -> str:
     """The first of these programs that is installed; skips with the reason where none is."""
-    for name in names:
-        if (path := shutil.which(name)) is not None:
-            return path
+    if (path := installed(*names)) is not None:
+        return path
     reason = f"{names[0]} is not on the path ({PACKAGES})"
     if os.environ.get(REQUIRE) == "1":
         pytest.fail(f"{REQUIRE}=1, but {reason}")
@@ -86,7 +94,7 @@ def running_prometheus(folder: Path, config: Path) -> Iterator[str]:
 def running_alertmanager(folder: Path, config: Path) -> Iterator[str]:
     """The address of an Alertmanager that reads ``config``, for as long as the block runs."""
     command = [
-        program("prometheus-alertmanager", "alertmanager"),
+        program(*ALERTMANAGER),
         f"--config.file={config}",
         f"--storage.path={folder / 'alertmanager'}",
         "--cluster.listen-address=",
