@@ -135,7 +135,7 @@ class _Run:
             wait_until(self._some_logged, "the first segment")
         for spec in others:
             self._fleet.add(spec)
-        wait_until(self._all_logged, "all that was produced in the log, and committed")
+        wait_until(self._all_logged, self._lacking)
         self._fleet.end()
 
     def _some_logged(self) -> bool:
@@ -148,6 +148,13 @@ class _Run:
             return False
         self._ends = self._ends or self._site.ends()
         return self._site.logged() == self._ends and self._site.committed() == self._ends
+
+    def _lacking(self) -> str:
+        return (
+            f"all that was produced in the log, and committed: the partitions end at "
+            f"{self._ends}, the chains at {self._site.logged()}, and what is committed at "
+            f"{self._site.committed()}"
+        )
 
     def _look_after(self) -> None:
         self._fleet.look_after()

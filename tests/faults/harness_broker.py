@@ -7,6 +7,7 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.topics import read_topic, settings_without_topic
+from tests.support.waiting import wait_until
 
 
 class Broker:
@@ -19,12 +20,8 @@ class Broker:
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
         self._admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap)
-        self._consumer: Any = KafkaConsumer(
-            bootstrap_servers=bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-        )
+        self._consumer = _consumer(bootstrap, "read_committed")
+        self._uncommitted = _consumer(bootstrap, "read_uncommitted")
 
     def new_topic(self, partitions: int, session_timeout_s: float) -> tuple[KafkaSettings, str]:
         """Settings of a topic and a group that are new, and the name of its dead-letter topic."""
@@ -41,9 +38,19 @@ class Broker:
         self._admin.delete_topics(list(topics))
 
     def ends(self, topic: str, partitions: int) -> dict[int, int]:
-        """The last stable offset of each partition."""
+        """Where each partition ends, once no transaction is open.
+
+        A producer hears of the end of its transaction before the partitions do. Until then their
+        last stable offsets lie before it, and would be taken for the end of all that was sent.
+        """
         wanted = [KafkaPartition(topic, number) for number in range(partitions)]
-        found = self._consumer.end_offsets(wanted)
+        found: dict[KafkaPartition, int] = {}
+
+        def settled() -> bool:
+            found.update(self._consumer.end_offsets(wanted))
+            return bool(found == self._uncommitted.end_offsets(wanted))
+
+        wait_until(settled, lambda: f"the end of each transaction on {topic}, stable up to {found}")
         return {native.partition: end for native, end in found.items()}
 
     def committed(self, group_id: str) -> dict[int, int]:
@@ -82,9 +89,19 @@ class Broker:
         """Close the connections."""
         self._admin.close()
         self._consumer.close()
+        self._uncommitted.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _consumer(bootstrap: str, isolation_level: str) -> Any:
+    return KafkaConsumer(
+        bootstrap_servers=bootstrap,
+        group_id=None,
+        enable_auto_commit=False,
+        isolation_level=isolation_level,
+    )
