@@ -1,7 +1,8 @@
-"""Results written so that a half-written one never stands under its name."""
+"""Results written so that a half-written one never stands under its name, and secrets read."""
 
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,47 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nap_stream.errors import ConfigError
+
+MAX_SECRET_BYTES = 64 * 2**10
+"""Of a file that holds a secret."""
+_TOKEN = re.compile("[!-~]+")
+
+
+def read_secret(path: Path, where: str) -> str:
+    """The secret in a file, without white space at its ends. Mounted secrets are renewed: ask anew.
+
+    ``where`` names the setting in errors.
+
+    Raises:
+        ConfigError: It cannot be read, holds none, or more than one. What it holds is not shown.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET_BYTES + 1)
+        secret = content.strip().decode()
+    except OSError as error:
+        raise ConfigError(
+            f"the secret cannot be read ({error.strerror})", where, "Check the file"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError("the secret is no UTF-8", where, "Check the file") from None
+    if len(content) > MAX_SECRET_BYTES or not secret.isprintable() or not secret:
+        raise ConfigError(
+            "the file of a secret holds none, or more than one", where, "Put it there alone"
+        )
+    return secret
+
+
+def read_token(path: Path, where: str) -> str:
+    """The token in a file, for a header of HTTP; see `read_secret`.
+
+    Raises:
+        ConfigError: As `read_secret`; or it cannot stand in a header.
+    """
+    token = read_secret(path, where)
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError("this is no token", where, "Put the token alone in the file, on one line")
+    return token
 
 
 def publish(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ import structlog
 
 from nap_stream.clock import Clock, Timed
 from nap_stream.errors import ConfigError
+from nap_stream.files import read_token
 from nap_stream.places import places_of
 from nap_stream.records import SegmentSummary, TopicPartition
 from nap_stream.settings.run import TracingSettings
@@ -30,6 +31,7 @@ MOST_SEGMENTS = 4_096
 MOST_LINKS = 32
 EXPORT_TIMEOUT_S = 5.0
 """For one attempt; also how long the end of a run waits for the last spans, about."""
+_READ_FROM = "tracing.bearer_token_file"
 Place = tuple[TopicPartition, int]
 """A partition, and a segment's base offset."""
 
@@ -286,19 +288,12 @@ def _session(token: Path | None) -> Any:
         return None
     import requests  # noqa: PLC0415 - the exporter needs it
 
-    _read(token)
+    read_token(token, _READ_FROM)
 
     def authorized(request: Any) -> Any:
-        request.headers["Authorization"] = f"Bearer {_read(token)}"
+        request.headers["Authorization"] = f"Bearer {read_token(token, _READ_FROM)}"
         return request
 
     session = requests.Session()
     session.auth = authorized
     return session
-
-
-def _read(token: Path) -> str:
-    try:
-        return token.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError("the token cannot be read", "tracing.bearer_token_file") from None

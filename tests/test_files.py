@@ -1,9 +1,10 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nap_stream.errors import ConfigError
-from nap_stream.files import full_disk, publish
+from nap_stream.files import MAX_SECRET_BYTES, full_disk, publish, read_secret, read_token
 from tests.support.small_disk import mounted_disk
 
 
@@ -43,3 +44,32 @@ def test_a_full_disk_is_told_and_one_with_room_is_not(tmp_path: Path) -> None:
         assert f"The disk of {disk.folder} on " in said
         assert " is full, 0.0 of 0.0 GiB are free: make room" in said
     assert full_disk(tmp_path / "nowhere") == ""
+
+
+def test_a_secret_is_read_without_white_space_at_its_ends(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("  pass wörd\n", encoding="utf-8")
+    assert read_secret(file, "a.key") == "pass wörd"
+    with pytest.raises(ConfigError, match="no token"):
+        read_token(file, "a.key")
+    file.write_text("t0ken\r\n")
+    assert read_token(file, "a.key") == "t0ken"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" \n", b"one\ntwo", b"\xffhidden", b"hid\0den", b"x" * (MAX_SECRET_BYTES + 1)]
+)
+@pytest.mark.parametrize("read", [read_secret, read_token])
+def test_what_is_no_secret_is_told_without_it(
+    tmp_path: Path, content: bytes, read: Callable[[Path, str], str]
+) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(file, "a.key")
+    assert caught.value.where == "a.key"
+    assert "hid" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    file.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(file, "a.key")

@@ -298,6 +298,29 @@ def test_a_host_has_one_token_whatever_its_capitals(write: Write, tmp_path: Path
 WEBHOOK = MINIMAL + "alerts:\n  webhook:\n    url: {}\n"
 
 
+REGISTRY = "messages: {read: [{confluent_avro: {path: a}}], registry: {url: 'URL', SECRET}}"
+
+
+@pytest.mark.parametrize(
+    ("section", "secret"),
+    [
+        ("alerts: {webhook: {url: 'URL', bearer_token_file: token}}", "token"),
+        ("tracing: {endpoint: 'URL', bearer_token_file: token}", "token"),
+        (REGISTRY.replace("SECRET", "bearer_token_file: token"), "token"),
+        (REGISTRY.replace("SECRET", "username: u, password_file: token"), "password"),
+    ],
+)
+def test_a_secret_goes_over_https_or_stays_on_this_machine(
+    write: Write, tmp_path: Path, section: str, secret: str
+) -> None:
+    (tmp_path / "token").write_text("s3cret")
+    for url in ("https://elsewhere/a", "http://localhost:1/a", "http://[::1]:1/a"):
+        load_settings(write(MINIMAL + section.replace("URL", url) + "\n"), environ={})
+    for url in ("http://elsewhere/a", "http://10.0.0.1/a", "http://localhost.elsewhere/a"):
+        with pytest.raises(ConfigError, match=f"expected https: the {secret} would go over"):
+            load_settings(write(MINIMAL + section.replace("URL", url) + "\n"), environ={})
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

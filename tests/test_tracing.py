@@ -196,7 +196,7 @@ def test_a_token_goes_with_it_and_is_not_shown(receiver: SpanReceiver, tmp_path:
     with pytest.raises(ValidationError, match="expected https: the token would go over"):
         settings(tracing=elsewhere)
     file.unlink()
-    with pytest.raises(ConfigError, match="the token cannot be read"):
+    with pytest.raises(ConfigError, match="the secret cannot be read"):
         traced(receiver, bearer_token_file=file)
 
 

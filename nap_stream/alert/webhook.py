@@ -40,18 +40,17 @@ from nap_stream.alert.render import gap_words, mapping, render_lines
 from nap_stream.alert.unscored import UNSCORED_PREFIX
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
+from nap_stream.files import read_token
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from nap_stream.text import one_line, plain, rfc3339
 
 PAUSE_INITIAL_S = 0.5
 PAUSE_MAX_S = 30.0
 """The longest between two attempts, whatever Retry-After asks for: the outbox tries again."""
-MAX_TOKEN_BYTES = 8 * 2**10
 ALERTS_PATH = "/api/v2/alerts"
 _TRY_AGAIN = (408, 429)
 _REFUSED = (400, 413, 422)
 """The alert itself is at fault. Other failures may pass, as when somebody corrects the address."""
-_TOKEN = re.compile(rb"[!-~]+")
 _HINTS = {
     400: f"Check that alerts.webhook.url is Alertmanager's {ALERTS_PATH}",
     401: "Check alerts.webhook.bearer_token_file",
@@ -205,15 +204,9 @@ class WebhookAlertSink:
             return None
         where = f"alerts.webhook.bearer_token_file {path}"
         try:
-            with path.open("rb") as file:
-                token = file.read(MAX_TOKEN_BYTES + 1).strip()
-        except OSError as error:
-            raise AlertDeliveryError(f"the token cannot be read: {error}", where) from error
-        if len(token) > MAX_TOKEN_BYTES or not _TOKEN.fullmatch(token):
-            raise AlertDeliveryError(
-                "this is no bearer token", where, "Put the token alone in the file, on one line"
-            )
-        return token.decode("ascii")
+            return read_token(path, where)
+        except ConfigError as error:
+            raise AlertDeliveryError(error.problem, error.where, error.action) from None
 
 
 def _trust(webhook: WebhookSettings) -> ssl.SSLContext | None:

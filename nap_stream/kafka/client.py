@@ -23,8 +23,9 @@ from nap_stream.errors import (
     NapStreamError,
     TopicNotFoundError,
 )
+from nap_stream.files import read_secret
 from nap_stream.kafka.handshake import Certificate, greet
-from nap_stream.kafka.tokens import secret_of, tokens
+from nap_stream.kafka.tokens import tokens
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.settings.topics import TopicSelection
@@ -480,7 +481,8 @@ def _login(settings: KafkaSettings) -> dict[str, Any]:
     if settings.sasl_password is not None:
         password = settings.sasl_password.get_secret_value()
     else:
-        password = secret_of(settings.sasl_password_file, "kafka.sasl_password_file")
+        assert settings.sasl_password_file is not None, "settings have a password or its file"
+        password = read_secret(settings.sasl_password_file, "kafka.sasl_password_file")
     return {
         "sasl_mechanism": settings.sasl_mechanism,
         "sasl_plain_username": settings.sasl_username,

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus, urlencode
 
@@ -28,6 +27,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError, NapStreamError
+from nap_stream.files import read_secret
 from nap_stream.settings.oauth import OAuthSettings
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.text import duration, moment, plain, rfc3339
@@ -250,29 +250,13 @@ def login_words(settings: KafkaSettings) -> str:
     return f"OAUTHBEARER as {settings.oauth.client_id}, with a token {token.words}"
 
 
-def secret_of(file: Path | None, key: str) -> str:
-    """The secret that a file holds.
-
-    Raises:
-        ConfigError: It cannot be read, or holds none. Neither the file nor the secret is shown.
-    """
-    if file is None:
-        raise ConfigError("there is no file with the secret", key)
-    try:
-        found = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError("the secret cannot be read", key, "Check the file") from None
-    if not found:
-        raise ConfigError("the file with the secret is empty", key)
-    return found
-
-
 def _granted(oauth: OAuthSettings, now_ms: int) -> Token:
     """Ask the endpoint for a token."""
     if oauth.client_secret is not None:
         secret = oauth.client_secret.get_secret_value()
     else:
-        secret = secret_of(oauth.client_secret_file, "kafka.oauth.client_secret_file")
+        assert oauth.client_secret_file is not None, "settings have a secret or its file"
+        secret = read_secret(oauth.client_secret_file, "kafka.oauth.client_secret_file")
     status, body = _ask(oauth, secret)
     try:
         tree = json.loads(body)

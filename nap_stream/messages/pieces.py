@@ -1,19 +1,19 @@
 """What links hand on: pieces of a message, and how a link says that it cannot."""
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from nap_stream.errors import ConfigError
+from nap_stream.files import read_token
 from nap_stream.records import Status
 from nap_stream.text import printable
 
 SHOWN = 40
 """Characters of a message that an error shows."""
 MAX_ERROR = 300
-_MAX_SECRET_BYTES = 8 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +72,16 @@ class Away(Exception):  # noqa: N818  a state of the world, for whoever decides 
         return f"{self.what}: {self.cause}"
 
 
-def secret_of(path: Path, what: str) -> str:
-    """What a file of a secret for ``what`` holds, read anew: mounted secrets are renewed.
+def secret_of(path: Path, what: str, read: Callable[[Path, str], str] = read_token) -> str:
+    """The secret for ``what`` in a file, as ``read`` reads it.
 
     Raises:
         Away: It cannot be read, or holds no secret.
     """
     try:
-        with path.open("rb") as file:
-            secret = file.read(_MAX_SECRET_BYTES).strip().decode("ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Away(what, f"its secret cannot be read ({type(error).__name__})") from None
-    if not secret or not secret.isprintable():
-        raise Away(what, "the file of its secret holds none, or more than that")
-    return secret
+        return read(path, what)
+    except ConfigError as error:
+        raise Away(what, error.problem) from None
 
 
 def trusted(ca_file: Path | None, where: str) -> ssl.SSLContext:

@@ -20,6 +20,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from nap_stream.clock import Clock, Deadline
+from nap_stream.files import read_secret
 from nap_stream.messages.avro import AvroSchema, avro_schema, schema_tree
 from nap_stream.messages.paths import Fields
 from nap_stream.messages.pieces import Away, Link, Piece, Unreadable, as_bytes, secret_of, trusted
@@ -161,7 +162,7 @@ class SchemaRegistry:
             password = given.password.get_secret_value()
         else:
             assert given.password_file is not None, "settings with a username have a password"
-            password = secret_of(given.password_file, self.what)
+            password = secret_of(given.password_file, self.what, read_secret)
         return urllib3.util.make_headers(basic_auth=f"{given.username}:{password}")
 
 

@@ -1,9 +1,9 @@
 """The settings of alerts: where they go, and what they show."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
@@ -15,6 +15,7 @@ from nap_stream.settings.values import (
     SecretFile,
     Section,
     TopicName,
+    require_unread,
 )
 
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
@@ -33,7 +34,8 @@ class WebhookSettings(Section):
     url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000, repr=False)
     """Such as http://alertmanager:9093/api/v2/alerts; without a user or password in it."""
     bearer_token_file: SecretFile | None = None
-    """A file that holds a token for the Authorization header, such as a mounted secret."""
+    """A file that holds a token for the Authorization header, such as a mounted secret. It needs
+    https, but for an endpoint on this machine."""
     ca_file: ExistingPath | None = None
     """Certificates to trust instead of the system's."""
     timeout_s: PositiveSeconds = 10.0
@@ -53,6 +55,12 @@ class WebhookSettings(Section):
         if not host:
             raise ValueError("not an address")
         return value
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if self.bearer_token_file is not None:
+            require_unread(self.url, "token")
+        return self
 
     @field_serializer("url", when_used="json")
     def _masked(self, value: str) -> str:

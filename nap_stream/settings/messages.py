@@ -23,6 +23,7 @@ from nap_stream.settings.values import (
     PositiveSeconds,
     SecretFile,
     Section,
+    require_unread,
 )
 
 STEP = re.compile(r"""\.?(?P<name>[^.\[\]"'*]+)|\[(?P<index>\d{1,6})\]|\["(?P<quoted>[^"]+)"\]""")
@@ -264,7 +265,10 @@ class Link(Section):
 
 
 class RegistrySettings(Section):
-    """A schema registry with Confluent's interface, such as Confluent's own, Karapace, Apicurio."""
+    """A schema registry with Confluent's interface, such as Confluent's own, Karapace, Apicurio.
+
+    A user or a token needs https, but for a registry on this machine.
+    """
 
     url: HttpAddress
     """Its address, without a user; Apicurio's ends in /apis/ccompat/v7."""
@@ -305,6 +309,8 @@ class RegistrySettings(Section):
             )
         if self.username and self.bearer_token_file:
             raise ValueError("give username or bearer_token_file, not both")
+        if self.username or self.bearer_token_file:
+            require_unread(self.url, "token" if self.bearer_token_file else "password")
         return self
 
 

@@ -10,7 +10,7 @@ from nap_stream.settings.values import (
     PositiveSeconds,
     SecretFile,
     Section,
-    keeps_secrets,
+    require_unread,
 )
 
 
@@ -34,8 +34,7 @@ class OAuthSettings(Section):
     @field_validator("token_endpoint")
     @classmethod
     def _encrypted(cls, value: str) -> str:
-        if not keeps_secrets(value):
-            raise ValueError("expected https: the secret would go over the network as it is")
+        require_unread(value, "secret")
         return value
 
     @model_validator(mode="after")

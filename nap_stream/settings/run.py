@@ -12,7 +12,7 @@ from nap_stream.settings.values import (
     PositiveSeconds,
     SecretFile,
     Section,
-    keeps_secrets,
+    require_unread,
 )
 
 MAX_CPU_SHARE = 8
@@ -139,8 +139,8 @@ class TracingSettings(Section):
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
-        if self.bearer_token_file is not None and not keeps_secrets(self.endpoint):
-            raise ValueError("expected https: the token would go over the network as it is")
+        if self.bearer_token_file is not None:
+            require_unread(self.endpoint, "token")
         return self
 
 

@@ -100,10 +100,15 @@ LogRoot = Annotated[str | Path, AfterValidator(_log_root)]
 """The root of a scored log: a folder, or an address in an object store."""
 
 
-def keeps_secrets(address: str) -> bool:
-    """Whether what is sent to an address of HTTP stays unread: by https, or on this machine."""
+def require_unread(address: str, what: str) -> None:
+    """Refuse an address of HTTP to which ``what``, a secret, would go so that others can read it.
+
+    Raises:
+        ValueError: It is neither one of https nor of this machine.
+    """
     parts = urlsplit(address)
-    return parts.scheme == "https" or parts.hostname in _THIS_MACHINE
+    if parts.scheme.lower() != "https" and parts.hostname not in _THIS_MACHINE:
+        raise ValueError(f"expected https: the {what} would go over the network as it is")
 
 
 class Section(BaseModel):

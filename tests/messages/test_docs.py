@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def settings_of(folder: Path, example: str, **replaced: str) -> Settings:
     """The settings of an example, with parts of its text replaced."""
     for old, new in replaced.items():
-        example = example.replace({"registry": "http://registry:8081"}.get(old, old), new)
+        example = example.replace({"registry": "https://registry:8081"}.get(old, old), new)
     rest = {"kafka": {"topic": "t"}, "model": {"factory": "a:b"}, "log": {"root": "log"}}
     path = folder / "monitor.yaml"
     path.write_text(yaml.safe_dump(rest | {"calibration": str(folder)}) + example)

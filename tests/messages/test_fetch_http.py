@@ -473,7 +473,7 @@ def test_a_token_goes_to_its_host_alone_and_over_tls_alone(tmp_path: Path) -> No
             status, error = refused(reader, f"http://{place}/a.jpg")
             assert (status, "over https alone" in error) == ("not_allowed", True)
             token.unlink()
-            assert "its secret cannot be read" in refused(reader, reference)[1]
+            assert "the secret cannot be read" in refused(reader, reference)[1]
     sent = [line for head in server.requests for line in head.split("\r\n") if "Auth" in line]
     assert (sent[0], sent[-1]) == ("Authorization: Bearer FIRST", "Authorization: Bearer SECOND")
     with server.listening(), fetching(server, *hosts, bearer_token_files=files) as reader:

@@ -12,7 +12,7 @@ from nap_stream.settings.load import load_settings, masked_yaml
 from nap_stream.settings.messages import steps_of
 from nap_stream.settings.schema import Settings
 
-REGISTRY = {"url": "http://registry:8081"}
+REGISTRY = {"url": "https://registry:8081"}
 FETCH = {"fetch": {"allow_buckets": ["images"]}}
 JSON = {"json_field": {"path": "a"}}
 AVRO = {"confluent_avro": {"path": "a"}}
