@@ -1,42 +1,47 @@
 """Files that settings name in an object store, brought to this machine for as long as it takes.
 
-A path may be an address, s3://bucket/key. pathlib writes it as s3:/bucket/key, and so it goes
+A path may be an address, as s3://bucket/key. pathlib writes it as s3:/bucket/key, and so it goes
 through settings; `shown` gives it back as people write it. Credentials, region and endpoint are
 those of a log in an object store.
 """
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nap_stream.clouds import CLOUDS, forms, parsed
 from nap_stream.errors import NapStreamError, ScoredLogError
-from nap_stream.objects import S3_ROOT, ObjectStore
+from nap_stream.objects import ObjectStore
 
 MAX_FILES = 1_000
 """In a folder that is fetched."""
 _PIECE_BYTES = 8 * 2**20
-_SCHEME = "s3:"
+_SCHEMES = frozenset(f"{scheme}:" for scheme in CLOUDS)
+_ANY_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _ACTION = "Check the address, and that this machine may read it"
 _PREFIX = "nap-stream-fetched-"
 
 
 def is_address(path: Path) -> bool:
     """Whether a path stands for an address in an object store."""
-    return path.parts[:1] == (_SCHEME,)
+    return path.parts[:1] != () and path.parts[0] in _SCHEMES
 
 
 def shown(path: Path) -> str:
     """A path or an address, as people write it."""
-    return f"{_SCHEME}//{'/'.join(path.parts[1:])}" if is_address(path) else str(path)
+    return f"{path.parts[0]}//{'/'.join(path.parts[1:])}" if is_address(path) else str(path)
 
 
 def is_valid(path: Path) -> bool:
     """Whether it is a path, or an address that can be asked for."""
-    return not is_address(path) or S3_ROOT.fullmatch(shown(path)) is not None
+    if is_address(path):
+        return parsed(shown(path)) is not None
+    return path.parts[:1] == () or _ANY_SCHEME.fullmatch(path.parts[0]) is None
 
 
 @contextmanager
@@ -52,6 +57,8 @@ def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Ite
             for it. It is of the class ``raising``.
     """
     if not is_address(path):
+        if not is_valid(path) and not path.exists():
+            raise raising("no such kind of store", str(path), f"Give a path or {forms('key')}")
         yield path
         return
     address = shown(path)

@@ -1,4 +1,4 @@
-"""Objects created exclusively in S3, or in a store that speaks its protocol.
+"""Objects created exclusively in an object store of a cloud, or one that speaks its protocol.
 
 Requests have bounds on time and retries, errors are said in the log's terms, and one version of an
 object is read in ranges.
@@ -7,37 +7,32 @@ object is read in ranges.
 import contextlib
 import io
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
-from obstore.store import S3Store
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from nap_stream.clock import Clock, SystemClock
+from nap_stream.clouds import (
+    Client,
+    as_log_error,
+    connect,
+    forms,
+    is_beyond_the_end,
+    is_missing_bucket,
+    is_panic,
+    parsed,
+)
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
-from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-S3_ROOT = re.compile(
-    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
-    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
-    re.ASCII,
-)
-"""The root of a scored log in an object store."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +56,15 @@ class RequestLimits:
     """`ObjectStore.open` reads objects up to this size at once, larger ones in ranges."""
 
 
-def connect(bucket: str, prefix: str | None, limits: RequestLimits) -> S3Store:
-    """The client of a bucket, with credentials, region and endpoint from the environment."""
-    return S3Store(
-        bucket,
-        prefix=prefix or None,
-        client_options={
+def _options(limits: RequestLimits) -> dict[str, Any]:
+    return {
+        "client_options": {
             "connect_timeout": timedelta(seconds=limits.connect_timeout_s),
             "timeout": timedelta(seconds=limits.request_timeout_s),
-            # An endpoint without TLS is used only where AWS_ENDPOINT_URL names one.
+            # An endpoint without TLS is used only where the environment names one.
             "allow_http": True,
         },
-        retry_config={
+        "retry_config": {
             "max_retries": limits.max_retries,
             "retry_timeout": timedelta(seconds=limits.retry_timeout_s),
             "backoff": {
@@ -81,74 +73,7 @@ def connect(bucket: str, prefix: str | None, limits: RequestLimits) -> S3Store:
                 "base": 2,
             },
         },
-    )
-
-
-_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
-_STATUS = re.compile(r"status code: (\d{3})")
-_MESSAGE = re.compile(r"<Message>([^<]{1,200})")
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_WRONG_REGION = re.compile(
-    "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
-)
-_NO_CREDENTIALS = re.compile(r"/latest/api/token|/latest/meta-data|169\.254\.|CredentialProvider")
-_TIMED_OUT = re.compile(r"TimedOut|timed out|Timeout")
-_UNREACHABLE = re.compile("kind: Connect|error sending request")
-
-MISSING_BUCKET = "NoSuchBucket"
-
-
-def error_code(error: Exception) -> str | None:
-    """The store's own code for what went wrong, such as NoSuchKey; None where it gave none."""
-    match = _CODE.search(str(error))
-    return None if match is None else match[1]
-
-
-def as_log_error(error: Exception, where: str) -> ScoredLogError:
-    """What an object store's error means for the log, and what to do about it.
-
-    What the store answered is not repeated but for its code, its status, and what it says of a
-    fault of its own: a refusal may hold the access key and what was signed with it.
-    """
-    text, code = str(error), error_code(error)
-    if code == MISSING_BUCKET:
-        return LogRootError("there is no such bucket", where, "Make it, or choose another root")
-    if isinstance(error, NotSupportedError):
-        return LogRootError(
-            "the store does not create objects conditionally",
-            where,
-            "Use one that honours If-None-Match on PUT",
-        )
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or code in _DENIED:
-        return LogRootError(
-            f"no permission: {code or 'the request was denied'}",
-            where,
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role that may list the bucket, "
-            "and get, put and delete its objects",
-        )
-    if _WRONG_REGION.search(text):
-        return LogRootError("the bucket is in another region", where, "Set AWS_REGION")
-    return ScoredLogError(
-        f"the object store failed: {_failure(text, code)}",
-        where,
-        "Check AWS_ENDPOINT_URL, the network and the store",
-    )
-
-
-def _failure(text: str, code: str | None) -> str:
-    if _NO_CREDENTIALS.search(text):
-        return "no credentials were found"
-    status = _STATUS.search(text)
-    if status is not None:
-        said = f"it answered {status[1]}" + (f" {code}" if code is not None else "")
-        # Of a fault of its own a store speaks of itself; a refusal may repeat what was signed.
-        message = _MESSAGE.search(text) if status[1].startswith("5") else None
-        return f"{said}: {printable(message[1])}" if message is not None else said
-    if _TIMED_OUT.search(text):
-        return "it did not answer in time"
-    if _UNREACHABLE.search(text):
-        return "it cannot be reached"
-    return "the request could not be sent or its answer not be read"
+    }
 
 
 @contextlib.contextmanager
@@ -156,7 +81,9 @@ def typed_store_errors(where: str) -> Iterator[None]:
     """Raise `as_log_error` of any error of the object store within."""
     try:
         yield
-    except (BaseError, OSError) as error:
+    except BaseException as error:
+        if not (isinstance(error, BaseError | OSError) or is_panic(error)):
+            raise
         # Not chained: the cause would show the whole answer in a traceback.
         raise as_log_error(error, where) from None
 
@@ -167,7 +94,7 @@ class ObjectFile(io.RawIOBase):
     Reading raises ScoredLogError where the version is gone, or the store failed.
     """
 
-    def __init__(self, objects: "S3Store", path: str, e_tag: str, size: int, where: str) -> None:
+    def __init__(self, objects: Client, path: str, e_tag: str, size: int, where: str) -> None:
         super().__init__()
         self._objects, self._path, self._where = objects, path, where
         self._e_tag, self._size, self._position = e_tag, size, 0
@@ -232,30 +159,33 @@ class ObjectFile(io.RawIOBase):
 class ObjectStore:
     """Objects below a prefix of a bucket; a `nap_stream.scored_log.stores.SegmentStore`.
 
-    Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) or from the machine's role. The store
-    must honour ``If-None-Match: *`` on PUT: `nap_stream.scored_log.stores.check_store` tells.
+    Credentials, region and endpoint come from the environment, or from the machine's role
+    (`nap_stream.clouds`). The store must create objects conditionally (S3 and Azure
+    ``If-None-Match: *``, Google ``x-goog-if-generation-match: 0``):
+    `nap_stream.scored_log.stores.check_store` tells.
     Where there is no such bucket, or no permission, every method raises LogRootError.
 
-    ``root`` is ``s3://bucket/prefix``; ``limits`` are of time and retries, which the clock
-    measures.
+    ``root`` is ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``;
+    ``limits`` are of time and retries, which the clock measures.
 
     Raises:
         ConfigError: The root has another form.
+        LogRootError: What the environment says of the store cannot be used.
     """
 
     def __init__(
         self, root: str, *, limits: RequestLimits | None = None, clock: Clock | None = None
     ) -> None:
-        match = S3_ROOT.fullmatch(root)
-        if match is None:
+        place = parsed(root)
+        if place is None:
             raise ConfigError(
-                "not the root of a scored log in an object store", root, "Give s3://bucket/prefix"
+                "not the root of a scored log in an object store", root, f"Give {forms()}"
             )
+        self._cloud, bucket, prefix = place
         self._root = root.rstrip("/")
         self._limits = RequestLimits() if limits is None else limits
         self._clock = SystemClock() if clock is None else clock
-        self._objects = connect(match["bucket"], match["prefix"], self._limits)
+        self._objects = connect(self._cloud, bucket, prefix, self._root, _options(self._limits))
 
     @property
     def root(self) -> str:
@@ -303,14 +233,19 @@ class ObjectStore:
 
     def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
         """Bytes of an object, and its size; None where it is missing."""
-        wanted: obstore.GetOptions = {
-            "range": (start, start + count) if start >= 0 else {"suffix": -start}
-        }
-        found = self._get(path, wanted)
-        if found is None:
-            return None
-        with typed_store_errors(self._where(path)):
-            return found.bytes().to_bytes()[:count], found.meta["size"]
+        if start >= 0:
+            return self._part(path, (start, start + count), count)
+        if self._cloud.suffix_ranges:
+            return self._part(path, {"suffix": -start}, count)
+        found = self._part(path, (0, 1), 1)
+        while found is not None:
+            size = found[1]
+            first = max(0, size + start)
+            found = self._part(path, (first, first + count), count)
+            # One that was replaced meanwhile ends elsewhere.
+            if found is not None and found[1] == size:
+                return found
+        return None
 
     def open(self, path: str) -> BinaryIO | None:
         """An object to read and seek in; None where it is missing.
@@ -367,25 +302,52 @@ class ObjectStore:
         return 0
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove objects, 1,000 a request, in any order."""
+        """Remove objects, in any order: of S3 1,000 a request, of Azure 256, of Google one."""
         if not paths:
             return
         with typed_store_errors(self._where(paths[0])):
-            obstore.delete(self._objects, list(paths))
+            try:
+                obstore.delete(self._objects, list(paths))
+            except FileNotFoundError as error:
+                if is_missing_bucket(error):
+                    raise
+                # The first that was missing has ended it, and others may be left.
+                for path in paths:
+                    with contextlib.suppress(FileNotFoundError):
+                        obstore.delete(self._objects, path)
 
     def _where(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
 
-    def _get(
-        self, path: str, options: "obstore.GetOptions | None" = None
-    ) -> "obstore.GetResult | None":
+    def _found(self, path: str, request: Callable[[], Found]) -> Found | None:
+        """What a request for an object brings; None where the object is missing."""
         with typed_store_errors(self._where(path)):
             try:
-                return obstore.get(self._objects, path, options=options)
+                return request()
             except FileNotFoundError as error:
-                if error_code(error) == MISSING_BUCKET:
+                if is_missing_bucket(error):
                     raise
                 return None
+
+    def _get(self, path: str) -> "obstore.GetResult | None":
+        return self._found(path, lambda: obstore.get(self._objects, path))
+
+    def _part(
+        self, path: str, wanted: "tuple[int, int] | obstore.SuffixRange", count: int
+    ) -> tuple[bytes, int] | None:
+        def ask() -> tuple[bytes, int]:
+            try:
+                found = obstore.get(self._objects, path, options={"range": wanted})
+                return found.bytes().to_bytes()[:count], found.meta["size"]
+            except BaseError as error:
+                if not is_beyond_the_end(error):
+                    raise
+                size = obstore.head(self._objects, path)["size"]
+                if size > (wanted[0] if isinstance(wanted, tuple) else 0):
+                    raise
+                return b"", size
+
+        return self._found(path, ask)
 
     def _put_new(self, path: str, content: bytes) -> ScoredLogError | None:
         """One conditional PUT; what kept it from being done.
@@ -394,21 +356,20 @@ class ObjectStore:
             LogRootError: To try again would not help.
         """
         try:
-            # A multipart upload would not be conditional.
-            obstore.put(self._objects, path, content, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            # 412: the name is taken. 409: another write of it is under way, and may fail.
-            return ScoredLogError(
-                "the object store refuses a free name: another write of it is under way",
-                self._where(path),
-                "Try again",
-            )
-        except (BaseError, OSError) as error:
-            failure = as_log_error(error, self._where(path))
-            if isinstance(failure, LogRootError):
-                raise failure from None
+            with typed_store_errors(self._where(path)), contextlib.suppress(AlreadyExistsError):
+                # A multipart upload would not be conditional.
+                obstore.put(self._objects, path, content, mode="create", use_multipart=False)
+                return None
+        except LogRootError:
+            raise
+        except ScoredLogError as failure:
             return failure
-        return None
+        # 412: the name is taken. 409: another write of it is under way, and may fail.
+        return ScoredLogError(
+            "the object store refuses a free name: another write of it is under way",
+            self._where(path),
+            "Try again",
+        )
 
     def _list(self, folder: str) -> list[str]:
         found = obstore.list_with_delimiter(self._objects, folder or None)

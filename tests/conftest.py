@@ -18,6 +18,8 @@ from hypothesis import settings
 
 from nap_stream.demo.processes import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
+from tests.support.clouds import EACH_STORE, RUNNING, Emulator, EmulatorNotThereError
+from tests.support.clouds import REQUIRE as REQUIRE_CLOUDS
 from tests.support.leftovers import watch_over_this_process
 from tests.support.ray_start import RAY_ENVIRON
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
@@ -122,7 +124,8 @@ def _group(item: pytest.Item) -> str | None:
             return "ray-alone"
         return "ray-stopping" if item.path.stem in STOPPING else "ray"
     if not item.get_closest_marker("kafka"):
-        return "seaweed" if item.get_closest_marker("seaweed") else None
+        alone = (name for name in ("seaweed", "clouds") if item.get_closest_marker(name))
+        return next(alone, None)
     return "kafka-long" if is_slow and item.path.stem in LONG else "kafka"
 
 
@@ -230,7 +233,7 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def s3_root(s3: FaultProxy) -> str:
-    """The root of a log of its own."""
+    """The root of a log of its own on moto's server."""
     assert s3.port
     return f"s3://{BUCKET}/logs/{uuid4().hex}"
 
@@ -250,25 +253,53 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 
 @pytest.fixture
-def seaweed_proxy(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before the real S3 server; this process's environment leads to it."""
-    with fault_proxy(seaweed.port) as proxy:
-        for name, value in environment(proxy.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield proxy
+def seaweed_root(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of a log of its own on the real S3 server, which the environment leads to."""
+    return _root(seaweed, monkeypatch)
+
+
+def _root(server: Seaweed | Emulator, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return server.new_root()
+
+
+def _emulator(name: str, folder: Path) -> Iterator[Emulator]:
+    try:
+        with RUNNING[name](folder) as server:
+            yield server
+    except EmulatorNotThereError as error:
+        if os.environ.get(REQUIRE_CLOUDS) == "1":
+            pytest.fail(f"{REQUIRE_CLOUDS}=1, but there is no emulator of {name}: {error}")
+        pytest.skip(f"there is no emulator of {name}: {error}")
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Google's object store, emulated; skips with the reason where it cannot be had."""
+    yield from _emulator("gcs", tmp_path_factory.mktemp("gcs"))
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Microsoft's object store, emulated; skips with the reason where it cannot be had."""
+    yield from _emulator("azure", tmp_path_factory.mktemp("azure"))
 
 
 @pytest.fixture
-def seaweed_root(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The root of a log of its own on the real S3 server, which the environment leads to."""
-    for name, value in environment(seaweed.endpoint).items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{BUCKET}/logs/{uuid4().hex}"
+def gcs_root(gcs: Emulator, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of a log of its own there, which the environment leads to."""
+    return _root(gcs, monkeypatch)
 
 
-@pytest.fixture(params=["moto", pytest.param("seaweed", marks=pytest.mark.seaweed)])
-def each_s3_root(request: pytest.FixtureRequest) -> str:
-    """The root of a log of its own on each S3 server in turn."""
-    name = "seaweed_root" if request.param == "seaweed" else "s3_root"
-    root: str = request.getfixturevalue(name)
+@pytest.fixture
+def azure_root(azure: Emulator, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of a log of its own there, which the environment leads to."""
+    return _root(azure, monkeypatch)
+
+
+@pytest.fixture(params=EACH_STORE)
+def each_store_root(request: pytest.FixtureRequest) -> str:
+    """The root of a log of its own on each object store in turn."""
+    root: str = request.getfixturevalue(f"{request.param}_root")
     return root

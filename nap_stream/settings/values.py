@@ -15,8 +15,8 @@ from pydantic import (
     ValidationInfo,
 )
 
+from nap_stream.clouds import forms, parsed
 from nap_stream.fetched import is_address, is_valid, shown
-from nap_stream.objects import S3_ROOT
 
 USER_INFO = re.compile(r"://[^/?#\s]*@")
 """In an address: of whom it is, and perhaps with which password."""
@@ -40,11 +40,11 @@ def _existing(value: Path, info: ValidationInfo) -> Path:
 
 def _in_folder_or_store(value: Path, info: ValidationInfo) -> Path:
     """An address as it stands; a relative path from the folder of the file, which may be one."""
+    if not is_valid(value):
+        raise _no_address("key")
     path = value if is_address(value) else _from_folder(value, info)
     if not is_valid(path):
-        raise ValueError(
-            "expected a path or s3://bucket/key, the key of letters, digits and . _ = - /"
-        )
+        raise _no_address("key")
     return path
 
 
@@ -64,11 +64,15 @@ def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
     if "://" not in str(value):
         path = _from_folder(Path(value), info)
         return shown(path) if is_address(path) else path
-    if S3_ROOT.fullmatch(str(value)) is None:
-        raise ValueError(
-            "expected a path or s3://bucket/prefix, the prefix of letters, digits and . _ = - /"
-        )
+    if parsed(str(value)) is None:
+        raise _no_address("prefix")
     return str(value)
+
+
+def _no_address(last: str) -> ValueError:
+    return ValueError(
+        f"expected a path or {forms(last)}, the {last} of letters, digits and . _ = - /"
+    )
 
 
 def _without_user(value: str) -> str:

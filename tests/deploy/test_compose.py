@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from deploy.compose.upload import AGAIN, main, upload
+from nap_stream.clouds import parsed
 from nap_stream.demo.setup import DemoFolder, write_configuration
-from nap_stream.objects import S3_ROOT, ObjectStore
+from nap_stream.objects import ObjectStore
 from nap_stream.settings.load import load_settings, masked_tree
 from tests.support.apache_kafka import KAFKA_VERSION
 from tests.support.prometheus import promtool
@@ -164,7 +165,7 @@ def test_addresses_are_those_of_the_services(tmp_path: Path) -> None:
     assert keys["accessKey"] == environment["AWS_ACCESS_KEY_ID"]
     assert keys["secretKey"] == environment["AWS_SECRET_ACCESS_KEY"]
     (address,) = SERVICES["monitor"]["command"]
-    assert S3_ROOT.fullmatch(address)
+    assert parsed(address)
     assert address.removesuffix("/monitor.yaml") in str(SERVICES["setup"]["command"])
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from nap_stream.clouds import as_log_error
 from nap_stream.dead_letter import KafkaDeadLetters
-from nap_stream.objects import ObjectStore, as_log_error
+from nap_stream.objects import ObjectStore
 from nap_stream.records import (
     ChainPosition,
     FailedImage,

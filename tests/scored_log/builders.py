@@ -30,15 +30,18 @@ CALIBRATION = "b2" * 32
 
 
 def local_log(root: Path, writer_id: str = "worker-0", clock: Clock | None = None) -> RecordLog:
-    return RecordLog(
-        LocalStore(root),
-        WriterIdentity(writer_id, MODEL, CALIBRATION),
-        clock or ManualClock(NOON_MS),
-    )
+    return log_in(LocalStore(root), writer_id, clock)
+
+
+def log_in(
+    store: SegmentStore, writer_id: str = "worker-0", clock: Clock | None = None
+) -> RecordLog:
+    identity = WriterIdentity(writer_id, MODEL, CALIBRATION)
+    return RecordLog(store, identity, clock or ManualClock(NOON_MS))
 
 
 def memory_log(store: MemoryStore, writer_id: str = "worker-0") -> RecordLog:
-    return RecordLog(store, WriterIdentity(writer_id, MODEL, CALIBRATION), ManualClock(NOON_MS))
+    return log_in(store, writer_id)
 
 
 def origin(

@@ -634,8 +634,8 @@ def test_tail_counts_no_leftover_twice(store: SegmentStore) -> None:
     assert [tail(store, CARS, count) for count in range(7)] == starts
 
 
-def test_an_object_store_is_compacted_and_read_like_a_folder(each_s3_root: str) -> None:
-    store = ObjectStore(each_s3_root)
+def test_an_object_store_is_compacted_and_read_like_a_folder(each_store_root: str) -> None:
+    store = ObjectStore(each_store_root)
     Writer(store).publish(5)
     rows = _rows(store)
     with pytest.raises(Killed):

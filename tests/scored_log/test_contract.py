@@ -7,21 +7,26 @@ from pathlib import Path
 import pytest
 
 from nap_stream.errors import SegmentConflictError
+from nap_stream.objects import ObjectStore
 from nap_stream.records import ChainPosition, Status, TopicPartition
-from tests.scored_log.builders import CARS, failed, local_log, memory_log, origin, scored
+from tests.scored_log.builders import CARS, failed, local_log, log_in, memory_log, origin, scored
+from tests.support.clouds import EMULATED
 from tests.support.memory_store import MemoryStore
 from tests.support.scored_records import RecordLog, ScoredRecord
 
 Writers = Callable[[str], RecordLog]
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", *EMULATED])
 def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Writers:
     """Makes writers that compete for the same log."""
-    store = MemoryStore()
     if request.param == "local":
         return lambda writer_id: local_log(tmp_path / "log", writer_id)
-    return lambda writer_id: memory_log(store, writer_id)
+    if request.param == "memory":
+        store = MemoryStore()
+        return lambda writer_id: memory_log(store, writer_id)
+    root = request.getfixturevalue(f"{request.param}_root")
+    return lambda writer_id: log_in(ObjectStore(root), writer_id)
 
 
 def test_a_partition_without_genesis_has_no_end(writer: Writers) -> None:
@@ -72,12 +77,23 @@ def test_the_loser_of_a_base_offset_is_told_and_changes_nothing(writer: Writers)
     assert loser.publish(CARS, published.position, 5, [scored(origin(4))]).base_offset == 2
 
 
+@pytest.mark.parametrize("writer", ["local", "memory"], indirect=True)
 def test_the_same_bytes_twice_are_a_conflict_too(writer: Writers) -> None:
     log = writer("a")
     position = log.begin(CARS, 0)
     log.publish(CARS, position, 2, [scored(origin(0))])
     with pytest.raises(SegmentConflictError):
         log.publish(CARS, position, 2, [scored(origin(0))])
+
+
+@pytest.mark.parametrize("writer", EMULATED, indirect=True)
+def test_the_same_bytes_twice_are_one_segment_where_answers_may_be_lost(writer: Writers) -> None:
+    log = writer("a")
+    position = log.begin(CARS, 0)
+    first = log.publish(CARS, position, 2, [scored(origin(0))])
+    assert log.publish(CARS, position, 2, [scored(origin(0))]) == first
+    with pytest.raises(SegmentConflictError):
+        writer("b").publish(CARS, position, 2, [scored(origin(0))])
 
 
 def test_skipped_offsets_and_gaps_move_the_chain_on_without_rows(writer: Writers) -> None:

@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from random import Random
-from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +21,7 @@ from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.segment import SMALL_BYTES, open_segment
 from nap_stream.scored_log.stores import check_store, store_at
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
+from tests.support.clouds import REAL_STORES
 from tests.support.s3 import (
     ACCESS_KEY_ID,
     BUCKET,
@@ -30,6 +31,7 @@ from tests.support.s3 import (
     Fault,
     FaultProxy,
     environment,
+    fault_proxy,
 )
 from tests.support.scored_records import RecordLog
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -43,6 +45,27 @@ QUICK = RequestLimits(
     backoff_initial_s=0.02,
     backoff_max_s=0.1,
 )
+
+
+Behind = Callable[[str], tuple[FaultProxy, str]]
+
+
+@pytest.fixture
+def behind_a_proxy(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Behind]:
+    """A root on a real server, by its name, and a proxy before it that fails on demand."""
+    with ExitStack() as stack:
+
+        def behind(name: str) -> tuple[FaultProxy, str]:
+            root: str = request.getfixturevalue(f"{name}_root")
+            server = request.getfixturevalue(name)
+            proxy = stack.enter_context(fault_proxy(server.port))
+            for key, value in server.environment(proxy.endpoint).items():
+                monkeypatch.setenv(key, value)
+            return proxy, root
+
+        yield behind
 
 
 @pytest.fixture
@@ -324,16 +347,19 @@ def test_one_of_two_processes_wins_each_name(s3: FaultProxy, s3_root: str) -> No
     }
 
 
-@pytest.mark.seaweed
 @pytest.mark.slow
-def test_each_of_75_races_on_a_real_server_has_one_winner(seaweed_root: str) -> None:
+@pytest.mark.parametrize("name", REAL_STORES)
+def test_each_of_75_races_on_a_real_server_has_one_winner(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    root = request.getfixturevalue(f"{name}_root")
     # SeaweedFS has who comes second wait for a second: so several races at once.
     lanes, rounds, writers = 5, 15, 3
     starts = [threading.Barrier(writers) for _ in range(lanes)]
 
     def write(place: tuple[int, int]) -> list[str]:
         lane, writer = place
-        store = ObjectStore(seaweed_root)
+        store = ObjectStore(root)
         won = []
         for number in range(rounds):
             starts[lane].wait(PATIENCE_S)
@@ -346,29 +372,29 @@ def test_each_of_75_races_on_a_real_server_has_one_winner(seaweed_root: str) -> 
         won = dict(zip(places, pool.map(write, places), strict=True))
     names = sorted(name for mine in won.values() for name in mine)
     assert names == [f"{lane}/{n:020d}.parquet" for lane in range(lanes) for n in range(rounds)]
-    store = ObjectStore(seaweed_root)
+    store = ObjectStore(root)
     for (_, writer), mine in won.items():
         assert all(store.read(name) == f"{writer}".encode() for name in mine)
 
 
-@pytest.mark.seaweed
+@pytest.mark.parametrize("name", REAL_STORES)
 def test_a_real_server_that_throttles_or_hangs_is_borne_within_bounds(
-    seaweed_proxy: FaultProxy,
+    name: str, behind_a_proxy: Behind
 ) -> None:
-    limits = dataclasses.replace(QUICK, retry_timeout_s=3)
-    store = ObjectStore(f"s3://{BUCKET}/throttled/{uuid4().hex}", limits=limits)
-    seaweed_proxy.fail("PUT", Fault.SLOW_DOWN, Fault.HANG_AFTER)
+    proxy, root = behind_a_proxy(name)
+    store = ObjectStore(root, limits=dataclasses.replace(QUICK, retry_timeout_s=3))
+    proxy.fail("PUT", Fault.SLOW_DOWN, Fault.HANG_AFTER)
     assert store.create(PATH, b"mine")
-    seaweed_proxy.fail("GET", Fault.SLOW_DOWN, Fault.HANG_AFTER)
+    proxy.fail("GET", Fault.SLOW_DOWN, Fault.HANG_AFTER)
     assert store.read(PATH) == b"mine"
-    assert not seaweed_proxy.pending()
-    asked = len(seaweed_proxy.requests)
+    assert not proxy.pending()
+    asked = len(proxy.requests)
     for method in ("PUT", "GET"):
-        seaweed_proxy.fail(method, *[Fault.SLOW_DOWN] * 1_000)
-    for request in (lambda: store.create(f"{PATH}-2", b"mine"), lambda: store.names("")):
+        proxy.fail(method, *[Fault.SLOW_DOWN] * 1_000)
+    for ask in (lambda: store.create(f"{PATH}-2", b"mine"), lambda: store.names("")):
         with pytest.raises(ScoredLogError, match="it answered 503 SlowDown") as caught:
-            request()
+            ask()
         assert caught.value.retriable
-    assert len(seaweed_proxy.requests) - asked < 200
-    seaweed_proxy.forget()
+    assert len(proxy.requests) - asked < 200
+    proxy.forget()
     assert store.read(f"{PATH}-2") is None

@@ -517,8 +517,8 @@ def test_a_reader_amid_a_prune_goes_on_with_what_is_left(store: MemoryStore) -> 
     assert [file.footer.base_offset for file, _ in reader] == [16, 20]
 
 
-def test_an_object_store_is_pruned_like_a_folder(each_s3_root: str) -> None:
-    store = ObjectStore(each_s3_root)
+def test_an_object_store_is_pruned_like_a_folder(each_store_root: str) -> None:
+    store = ObjectStore(each_store_root)
     write_days(store)
     with pytest.raises(Killed):
         prune_days(DyingStore(store, 9))

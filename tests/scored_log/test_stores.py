@@ -31,6 +31,7 @@ from tests.scored_log.builders import (
     origin,
     scored,
 )
+from tests.support.clouds import EACH_STORE, environment
 from tests.support.log_files import footers_in, rows_in
 from tests.support.memory_store import MemoryStore
 from tests.support.s3 import FaultProxy
@@ -38,8 +39,21 @@ from tests.support.scored_records import RecordLog
 from tests.support.waiting import PATIENCE_S
 
 
-@pytest.mark.parametrize("address", ["s3://bucket", "s3://bucket/a", "s3://my.bucket-1/a_b/c=1/"])
-def test_an_address_is_not_taken_from_the_folder_of_the_configuration(address: str) -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket",
+        "s3://bucket/a",
+        "s3://my.bucket-1/a_b/c=1/",
+        "gs://my_bucket.example-1/a_b/c=1/",
+        "az://my-container/a_b/c=1",
+    ],
+)
+def test_an_address_is_not_taken_from_the_folder_of_the_configuration(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment("az", "http://localhost:1").items():
+        monkeypatch.setenv(name, value)
     settings = LogSettings.model_validate({"root": address}, context={"folder": Path("/etc")})
     assert settings.root == address
     assert LogSettings.model_validate(settings.model_dump(mode="json")) == settings
@@ -66,14 +80,24 @@ def test_a_path_is_taken_from_the_folder_of_the_configuration(root: str | Path) 
         "s3://bucket/../x",
         "s3://key:secret@bucket/x",
         "s3://bucket/x?y=1",
-        "gs://bucket/x",
+        "s3://with_underscore/x",
+        "GS://bucket/x",
+        "gs://b/x",
+        "gs://bucket/a b",
+        "az://my.container/x",
+        "az://two--hyphens/x",
+        "az://$web/x",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "gcs://bucket/x",
+        "https://account.blob.core.windows.net/container/x",
         "file:///x",
     ],
 )
 def test_other_addresses_are_refused(root: str) -> None:
-    with pytest.raises(ValidationError, match="s3://bucket/prefix"):
+    expected = "s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+    with pytest.raises(ValidationError, match=expected):
         LogSettings(root=root)
-    with pytest.raises(ConfigError, match="s3://bucket/prefix"):
+    with pytest.raises(ConfigError, match=expected):
         store_at(root)
 
 
@@ -82,11 +106,11 @@ def test_a_folder_given_as_text_is_a_folder(tmp_path: Path) -> None:
     assert list((tmp_path / "log").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["folder", "object store"])
+@pytest.mark.parametrize("kind", ["folder", *EACH_STORE])
 def test_every_root_is_opened_the_same_way(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    root = tmp_path / "log" if kind == "folder" else request.getfixturevalue("s3_root")
+    root = tmp_path / "log" if kind == "folder" else request.getfixturevalue(f"{kind}_root")
     check_store(store_at(root))
     log = RecordLog(
         store_at(root), WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS)
@@ -126,11 +150,7 @@ FOLDER = "topic=cars/partition=0"
 Stores = Callable[[], SegmentStore]
 
 
-SEAWEED = pytest.param("seaweed", marks=pytest.mark.seaweed)
-"""A real S3 server; "object" is moto's."""
-
-
-@pytest.fixture(params=["local", "memory", "object", SEAWEED])
+@pytest.fixture(params=["local", "memory", *EACH_STORE])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     """Makes stores that compete for the same root."""
     if request.param == "local":
@@ -138,7 +158,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     if request.param == "memory":
         memory = MemoryStore()
         return lambda: memory
-    root = request.getfixturevalue("seaweed_root" if request.param == "seaweed" else "s3_root")
+    root = request.getfixturevalue(f"{request.param}_root")
     return lambda: ObjectStore(root)
 
 
@@ -149,20 +169,17 @@ def store(stores: Stores) -> SegmentStore:
     return made
 
 
-@pytest.fixture(params=["local", "memory", "object", "object in ranges", SEAWEED])
+@pytest.fixture(params=["local", "memory", "whole objects", *EACH_STORE])
 def opening(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
-    """A store whose files are opened; "in ranges" goes for large objects."""
+    """A store whose files are opened: of an object store in ranges, as large objects are."""
     made: SegmentStore = MemoryStore()
     if request.param == "local":
         made = LocalStore(tmp_path / "log")
-    elif request.param == "object":
+    elif request.param == "whole objects":
         made = ObjectStore(request.getfixturevalue("s3_root"))
-    elif request.param == "object in ranges":
+    elif request.param != "memory":
         limits = RequestLimits(max_whole_bytes=4)
-        made = ObjectStore(request.getfixturevalue("s3_root"), limits=limits)
-    elif request.param == "seaweed":
-        limits = RequestLimits(max_whole_bytes=4)
-        made = ObjectStore(request.getfixturevalue("seaweed_root"), limits=limits)
+        made = ObjectStore(request.getfixturevalue(f"{request.param}_root"), limits=limits)
     made.prepare(FOLDER)
     return made
 
@@ -247,7 +264,11 @@ def test_a_part_of_a_file_is_read_from_either_end(store: SegmentStore) -> None:
     for (start, count), found in parts.items():
         assert store.read_part(f"{FOLDER}/a", start, count) == (found, 10)
     assert store.read_part(f"{FOLDER}/a", -40, 40) == (b"0123456789", 10)
-    assert store.read_part(f"{FOLDER}/b", 0, 4) is None
+    store.create(f"{FOLDER}/empty", b"")
+    for start in (0, 3, -4):
+        assert store.read_part(f"{FOLDER}/b", start, 4) is None
+        assert store.read_part(f"{FOLDER}/empty", start, 4) == (b"", 0)
+    assert store.read_part(f"{FOLDER}/a", 10, 4) == (b"", 10)
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -36,11 +36,13 @@ class Fault(enum.Enum):
     INTERNAL = "500 InternalError"
     SLOW_DOWN = "503 SlowDown"
     DENIED = "403 AccessDenied"
+    NO_BUCKET = "404 NoSuchBucket"
+    NO_CONTAINER = "404 ContainerNotFound"
     CUT_BODY = "it is done, and half of the answer's body sent"
 
 
 _UNANSWERED = {Fault.HANG_BEFORE, Fault.HANG_AFTER, Fault.LOSE_ANSWER}
-_ANSWERS = {Fault.CONFLICT, Fault.INTERNAL, Fault.SLOW_DOWN, Fault.DENIED}
+_ANSWERS = {fault for fault in Fault if fault.value[:1].isdigit()}
 
 
 @dataclass
@@ -152,15 +154,18 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, headers: list[tuple[str, str]], content: bytes, *, cut: bool = False
     ) -> None:
         self.send_response_only(status)
+        length = str(len(content))
         for name, value in headers:
             if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+            elif self.command == "HEAD" and name.lower() == "content-length":
+                length = value
+        self.send_header("Content-Length", length)
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if cut else content)
         self.close_connection = self.close_connection or cut
 
-    do_GET = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 (the base class's names)
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 (the base class's names)
 
 
 class _Server(ThreadingHTTPServer):

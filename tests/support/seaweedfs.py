@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from nap_stream.demo.processes import free_port
-from tests.support.s3 import ACCESS_KEY_ID, BUCKET, HOST, SECRET_ACCESS_KEY
+from tests.support.s3 import ACCESS_KEY_ID, BUCKET, HOST, SECRET_ACCESS_KEY, environment
 from tests.support.waiting import wait_until
 
 REQUIRE = "NAP_STREAM_REQUIRE_S3"
@@ -55,6 +56,14 @@ class Seaweed:
     @property
     def endpoint(self) -> str:
         return f"http://{HOST}:{self.port}"
+
+    def environment(self, endpoint: str | None = None) -> dict[str, str]:
+        """What the client reads; ``endpoint`` is that of a proxy, if any."""
+        return environment(self.endpoint if endpoint is None else endpoint)
+
+    def new_root(self) -> str:
+        """The root of a log of its own."""
+        return f"s3://{BUCKET}/logs/{uuid4().hex}"
 
 
 def resolve_weed(*, build: bool) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from nap_stream.clouds import CLOUDS, forms
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
 from nap_stream.objects import ObjectStore
 from nap_stream.scored_log.format import temporary_name
@@ -118,15 +119,16 @@ class SegmentStore(Protocol):
 def store_at(root: Path | str) -> SegmentStore:
     """The store of a scored log.
 
-    ``root`` is a folder, or ``s3://bucket/prefix``.
+    ``root`` is a folder, or an address of `nap_stream.clouds`, as ``s3://bucket/prefix``.
 
     Raises:
         ConfigError: It is neither.
+        LogRootError: What the environment says of the object store cannot be used.
     """
     if isinstance(root, Path) or "://" not in root:
         return LocalStore(Path(root))
-    if not root.startswith("s3://"):
-        raise ConfigError("no such kind of store", root, "Give a folder or s3://bucket/prefix")
+    if root.partition("://")[0] not in CLOUDS:
+        raise ConfigError("no such kind of store", root, f"Give a folder or {forms()}")
     return ObjectStore(root)
 
 

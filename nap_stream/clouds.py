@@ -1,0 +1,247 @@
+"""The object stores that are known: their addresses, their clients, and what their errors mean.
+
+Credentials come from the environment, in each cloud's usual variables, or from the machine's role.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from obstore.exceptions import NotSupportedError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from nap_stream.errors import LogRootError, ScoredLogError
+from nap_stream.text import printable
+
+Client = S3Store | GCSStore | AzureStore
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """A kind of object store, and how people speak of it."""
+
+    scheme: str
+    client: type[Client]
+    bucket: str
+    """What it calls a bucket."""
+    names: re.Pattern[str]
+    """Of buckets."""
+    credentials: str
+    """What to do where they are missing or refused."""
+    check: str
+    """The variables that lead to the store."""
+    suffix_ranges: bool = True
+    """Whether the end of an object can be asked for without knowing its size."""
+
+
+_MAY = "that may list the {}, and get, put and delete its objects"
+CLOUDS = {
+    cloud.scheme: cloud
+    for cloud in (
+        Cloud(
+            "s3",
+            S3Store,
+            "bucket",
+            re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role " + _MAY.format("bucket"),
+            "AWS_ENDPOINT_URL",
+        ),
+        Cloud(
+            "gs",
+            GCSStore,
+            "bucket",
+            re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"),
+            "Name in GOOGLE_APPLICATION_CREDENTIALS the file of a service account's key, or give "
+            "the machine a service account, " + _MAY.format("bucket"),
+            "GOOGLE_BASE_URL",
+        ),
+        Cloud(
+            "az",
+            AzureStore,
+            "container",
+            re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]"),
+            "Set AZURE_STORAGE_ACCOUNT_NAME and, to its own, AZURE_STORAGE_ACCOUNT_KEY or "
+            "AZURE_STORAGE_SAS_TOKEN, or give the machine an identity " + _MAY.format("container"),
+            "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ENDPOINT",
+            suffix_ranges=False,
+        ),
+    )
+}
+"""By the scheme of their addresses."""
+_ADDRESS = re.compile(
+    r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[^/]+)"
+    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
+    re.ASCII,
+)
+
+
+def forms(last: str = "prefix") -> str:
+    """The addresses that can be given, for messages; ``last`` is what stands behind the bucket."""
+    *some, one = (f"{cloud.scheme}://{cloud.bucket}/{last}" for cloud in CLOUDS.values())
+    return f"{', '.join(some)} or {one}"
+
+
+def parsed(address: str) -> tuple[Cloud, str, str | None] | None:
+    """The cloud, the bucket and the prefix of an address; None where it is none."""
+    match = _ADDRESS.fullmatch(address)
+    cloud = None if match is None else CLOUDS.get(match["scheme"])
+    if match is None or cloud is None or cloud.names.fullmatch(match["bucket"]) is None:
+        return None
+    return cloud, match["bucket"], match["prefix"]
+
+
+def connect(
+    cloud: Cloud, bucket: str, prefix: str | None, where: str, options: dict[str, Any]
+) -> Client:
+    """The client of a bucket, with all that the environment says of it.
+
+    Raises:
+        LogRootError: What the environment says cannot be used.
+    """
+    try:
+        return cloud.client(bucket, prefix=prefix, **options)
+    except Exception as error:  # noqa: BLE001  obstore documents none; any is of the environment
+        raise _unusable(str(error), where, cloud) from None
+
+
+_UNUSABLE = (
+    ("MissingAccount", "no storage account is named"),
+    ("InvalidAccessKey", "the storage account's key is not base64"),
+    ("Unable to open", "the file of the credentials cannot be opened"),
+    (
+        "service account|pem|rsa|key",
+        "the credentials are not the key of a service account (external_account is not supported)",
+    ),
+)
+
+
+def _unusable(text: str, where: str, cloud: Cloud) -> LogRootError:
+    """The text may repeat what it was given, so it is not shown."""
+    for pattern, problem in _UNUSABLE:
+        if re.search(pattern, text, re.IGNORECASE):
+            return LogRootError(problem, where, cloud.credentials)
+    return LogRootError(
+        "a variable of the environment cannot be used for the store",
+        where,
+        f"Look at {cloud.check} and the others with that beginning: a wrong form, a space, "
+        "a line break",
+    )
+
+
+_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_MESSAGE = re.compile(r"<Message>([^<\n]{1,200})")
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_DENIED_STATUS = {"401", "403"}
+_WRONG_REGION = re.compile(
+    "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
+)
+_NO_CREDENTIALS = re.compile(
+    r"/latest/api/token|/latest/meta-data|169\.254\.|CredentialProvider|"
+    r"/computeMetadata/|/metadata/identity/"
+)
+_TOKEN = "performing token request"  # noqa: S105  a piece of a message
+_TOKEN_CODE = re.compile(r'\\?"error\\?":\s*\\?"(\w{1,80})')
+_TIMED_OUT = re.compile(r"TimedOut|timed out|Timeout")
+_UNREACHABLE = re.compile("kind: Connect|error sending request")
+_NO_SUCH_RANGE = re.compile(r"status code: 416|StartTooLarge|NotPartial|CONTENT_RANGE")
+_PANIC = "PanicException"
+_MISSING_BUCKET = re.compile(
+    "<Code>(?:NoSuchBucket|ContainerNotFound)</Code>|specified container does not exist"
+)
+
+
+def is_missing_bucket(error: Exception) -> bool:
+    """Whether there is no such bucket, where something is missing."""
+    return _MISSING_BUCKET.search(str(error)) is not None
+
+
+def is_beyond_the_end(error: Exception) -> bool:
+    """Whether an object seems to have none of the bytes that were asked for."""
+    return _NO_SUCH_RANGE.search(str(error)) is not None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the client broke down over a request that it could not even write.
+
+    So it does where an endpoint is no address, or a token ends with a line break. Its class is no
+    Exception, and cannot be imported.
+    """
+    return type(error).__name__ == _PANIC
+
+
+def as_log_error(error: BaseException, where: str) -> ScoredLogError:
+    """What an object store's error means for the log, and what to do about it.
+
+    ``where`` is an address, whose scheme tells the cloud. What the store answered is not repeated
+    but for its code, its status, and what it says of a fault of its own: a refusal may hold the
+    access key and what was signed with it.
+    """
+    cloud = CLOUDS[where.partition(":")[0]]
+    text = str(error)
+    if is_panic(error):
+        return _unusable("", where, cloud)
+    status, code = _first(_STATUS, text), _first(_CODE, text)
+    if _NO_CREDENTIALS.search(text):
+        return ScoredLogError("no credentials were found", where, cloud.credentials)
+    if _TOKEN in text:
+        return _without_token(text, status, where, cloud)
+    refusal = _refusal(error, status, code, cloud)
+    if refusal is not None:
+        problem, action = refusal
+        return LogRootError(problem, where, action)
+    return ScoredLogError(
+        f"the object store failed: {_failure(text, (status, code))}",
+        where,
+        f"Check {cloud.check}, the network and the store",
+    )
+
+
+def _refusal(
+    error: BaseException, status: str | None, code: str | None, cloud: Cloud
+) -> tuple[str, str] | None:
+    """What is wrong with the root, and what to do; None where it may be as it is."""
+    text = str(error)
+    if _MISSING_BUCKET.search(text):
+        return f"there is no such {cloud.bucket}", "Make it, or choose another root"
+    if isinstance(error, NotSupportedError):
+        return (
+            "the store does not create objects conditionally",
+            "Use one that honours If-None-Match on PUT",
+        )
+    is_denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    if is_denied or code in _DENIED or status in _DENIED_STATUS:
+        return f"no permission: {code or 'the request was denied'}", cloud.credentials
+    if _WRONG_REGION.search(text):
+        return "the bucket is in another region", "Set AWS_REGION"
+    return None
+
+
+def _without_token(text: str, status: str | None, where: str, cloud: Cloud) -> ScoredLogError:
+    """An identity asks another service for tokens: it may refuse, or be away."""
+    said = (status, _first(_TOKEN_CODE, text))
+    problem = f"the credentials got no token: {_failure(text, said)}"
+    if status is not None and status.startswith("4"):
+        return LogRootError(problem, where, cloud.credentials)
+    return ScoredLogError(problem, where, "Check the network, and the service that gives tokens")
+
+
+def _failure(text: str, answer: Sequence[str | None]) -> str:
+    """What went wrong; ``answer`` is the status and the code, as far as there was any."""
+    status = answer[0]
+    if status is not None:
+        said = f"it answered {' '.join(part for part in answer if part is not None)}"
+        # Of a fault of its own a store speaks of itself; a refusal may repeat what was signed.
+        message = _first(_MESSAGE, text) if status.startswith("5") else None
+        return said if message is None else f"{said}: {printable(message)}"
+    if _TIMED_OUT.search(text):
+        return "it did not answer in time"
+    if _UNREACHABLE.search(text):
+        return "it cannot be reached"
+    return "the request could not be sent or its answer not be read"
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str | None:
+    match = pattern.search(text)
+    return None if match is None else match[1]
