@@ -1,13 +1,15 @@
-"""Seeded faults, on disk or on a real S3 server that fails, too: nothing lost, nothing twice.
+"""Seeded faults, on disk or on an object store that fails, too: nothing lost, nothing twice.
 
-    python -m benchmarks.seeded_faults --store folder|s3 [--seeds 200] [--first 5000] [--at-once 2]
+    python -m benchmarks.seeded_faults --store folder|s3|gcs|azure [--seeds 200] [--first 5000]
+        [--at-once 2]
 
 Each seed is a stream on Apache Kafka and two workers, which are killed, stopped and failed between
 poll and commit as in tests/faults/test_seeded_kills.py; in a third of them segments are merged all
-the time. Their log is a folder, or lies on SeaweedFS, behind a proxy that loses answers, refuses
-and throttles. In the end the log is compared with what was produced, and verified deeply. Needs
-Java and Maven, and with s3 Go: SeaweedFS is built the first time. Exit code 1 at the first seed
-that was not as it must be.
+the time. Their log is a folder, or lies on SeaweedFS, or on an emulator of Google's or Microsoft's
+store (fake-gcs-server, Azurite), behind a proxy that loses answers, refuses and throttles. In the
+end the log is compared with what was produced, and verified deeply. Needs Java and Maven, and with
+s3 and gcs Go, with azure Node: their servers are built the first time. Exit code 1 at the first
+seed that was not as it must be.
 """
 
 import argparse
@@ -25,8 +27,9 @@ from pathlib import Path
 from tests.faults.harness import RunFailedError, Totals
 from tests.faults.harness_many import run_seeds
 from tests.support.apache_kafka import ApacheKafka, resolve_jars
+from tests.support.clouds import RUNNING
 from tests.support.leftovers import watch_over_this_process
-from tests.support.s3 import BUCKET, Fault, environment, fault_proxy
+from tests.support.s3 import Fault, fault_proxy
 from tests.support.seaweedfs import resolve_weed, running_seaweed
 
 SHARES = {
@@ -39,7 +42,7 @@ SHARES = {
 def main() -> int:
     """Run the seeds, and say what they came to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--store", choices=("folder", "s3"), required=True)
+    parser.add_argument("--store", choices=("folder", "s3", *RUNNING), required=True)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=5_000)
     parser.add_argument("--at-once", type=int, default=2)
@@ -51,8 +54,9 @@ def main() -> int:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         kafka = stack.enter_context(ApacheKafka(resolve_jars(), _made(scratch, "kafka")))
         root = None
-        if given.store == "s3":
-            root = stack.enter_context(_failing_s3(_made(scratch, "seaweed"), given.first, met))
+        if given.store != "folder":
+            folder = _made(scratch, "store")
+            root = stack.enter_context(_failing(given.store, folder, given.first, met))
         runs = run_seeds(
             *(seeds, kafka.bootstrap, _made(scratch, "runs")), parallel=given.at_once, root=root
         )
@@ -72,8 +76,8 @@ def main() -> int:
 
 
 @contextmanager
-def _failing_s3(folder: Path, seed: int, met: Counter[str]) -> Iterator[str]:
-    """A root on an S3 server that fails for workers; ``met`` counts how."""
+def _failing(store: str, folder: Path, seed: int, met: Counter[str]) -> Iterator[str]:
+    """A root on an object store that fails for workers; ``met`` counts how."""
     draw = random.Random(seed)  # noqa: S311  no secret depends on it
 
     def fate(method: str) -> Fault | None:
@@ -84,17 +88,15 @@ def _failing_s3(folder: Path, seed: int, met: Counter[str]) -> Iterator[str]:
         met[f"{method} {fault.name}"] += 1
         return fault
 
-    with (
-        running_seaweed(resolve_weed(build=True), folder) as seaweed,
-        fault_proxy(seaweed.port) as proxy,
-    ):
+    running = running_seaweed(resolve_weed(build=True), folder) if store == "s3" else None
+    with running or RUNNING[store](folder) as server, fault_proxy(server.port) as proxy:
         # The workers are forked from a server that has the proxy in its environment; who judges
         # them asks the store itself.
-        os.environ.update(environment(proxy.endpoint))
+        os.environ.update(server.environment(proxy.endpoint))
         forkserver.ensure_running()
-        os.environ.update(environment(seaweed.endpoint))
+        os.environ.update(server.environment())
         proxy.draw = fate
-        yield f"s3://{BUCKET}/faults"
+        yield server.new_root()
 
 
 def _made(scratch: str, name: str) -> Path:

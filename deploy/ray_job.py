@@ -28,10 +28,10 @@ USAGE = """\
   deploy/ray-job.sh monitor.yaml --until-idle 60  further options go to `nap-stream run`
 
 monitor.yaml is looked for here, and handed on as an absolute path, which all nodes must see alike.
-An absolute path that is not here is taken as the nodes see it, and s3://bucket/key is fetched by
-the job. With --upload the folder goes with
-the job, 500 MB at most; log.root must then be absolute or in an object store, because Ray deletes
-the job's copy of the folder.
+An absolute path that is not here is taken as the nodes see it, and the address of an object
+(s3://bucket/key, gs://bucket/key, az://container/key) is fetched by the job. With --upload the
+folder goes with the job, 500 MB at most; log.root must then be absolute or in an object store,
+because Ray deletes the job's copy of the folder.
 
   RAY_API_SERVER_ADDRESS   the cluster's dashboard, http://127.0.0.1:8265 by default
   NAP_STREAM_JOB_ID        the job's submission id, nap-stream-<seconds since the epoch> by default
@@ -353,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configuration(given: str, *, upload: bool) -> tuple[str, str | None]:
     """The file's path as the job is to have it, and the folder to upload, if any."""
-    if given.startswith("s3://") and not upload:
+    if given.startswith(("s3://", "gs://", "az://")) and not upload:
         return given, None
     path = Path(given)
     if path.is_file():

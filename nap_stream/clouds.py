@@ -110,7 +110,7 @@ _UNUSABLE = (
     ("InvalidAccessKey", "the storage account's key is not base64"),
     ("Unable to open", "the file of the credentials cannot be opened"),
     (
-        "service account|pem|rsa|key",
+        "service account|pem file|CryptoProvider",
         "the credentials are not the key of a service account (external_account is not supported)",
     ),
 )
@@ -139,7 +139,7 @@ _WRONG_REGION = re.compile(
 )
 _NO_CREDENTIALS = re.compile(
     r"/latest/api/token|/latest/meta-data|169\.254\.|CredentialProvider|"
-    r"/computeMetadata/|/metadata/identity/"
+    r"/computeMetadata/|/metadata/identity/|FederatedTokenFile|AzureCli"
 )
 _TOKEN = "performing token request"  # noqa: S105  a piece of a message
 _TOKEN_CODE = re.compile(r'\\?"error\\?":\s*\\?"(\w{1,80})')

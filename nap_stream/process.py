@@ -44,34 +44,50 @@ def writer_id(name: str) -> str:
     return f"{name}@{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-_STORE = re.compile(
-    r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION|ENDPOINT.*)"
+_AWS = r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION|ENDPOINT.*)"
+_GOOGLE = r"GOOGLE_(SERVICE_ACCOUNT_KEY|BEARER_TOKEN|BASE_URL|SKIP_SIGNATURE)"
+_AZURE = (
+    r"AZURE_(STORAGE_)?(ACCOUNT_NAME|(ACCOUNT|ACCESS|MASTER)_KEY|SAS_(KEY|TOKEN)|TOKEN|ENDPOINT|"
+    r"CLIENT_(ID|SECRET)|(TENANT|AUTHORITY)_ID|AUTHORITY_HOST|USE_EMULATOR)"
 )
-_OF_ONE_MACHINE = re.compile(
-    r"AWS_(PROFILE|ROLE_ARN|CONTAINER_.*|(WEB_IDENTITY|CONFIG|SHARED).*_FILE)"
+_STORES = (
+    (_AWS, r"AWS_(PROFILE|ROLE_ARN|CONTAINER_.*|(WEB_IDENTITY|CONFIG|SHARED).*_FILE)"),
+    (_GOOGLE, r"GOOGLE_(APPLICATION_CREDENTIALS|SERVICE_ACCOUNT(_PATH)?)"),
+    (_AZURE, r"AZURE_(STORAGE_)?(FEDERATED_TOKEN_FILE|(MSI|IDENTITY)_ENDPOINT|USE_AZURE_CLI)"),
 )
-"""These name files, or addresses, of the machine where they are set."""
+"""Of each cloud the variables that lead to its store, and those that name files, or addresses, of
+the machine where they are set."""
 
 
 def store_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that object stores are reached by, for another machine. They hold secrets.
 
-    Nothing where credentials lie in files or at addresses of this machine.
+    None of a cloud whose credentials lie in files or at addresses of this machine.
     """
-    if any(map(_OF_ONE_MACHINE.fullmatch, environ)):
-        return {}
-    return {name: value for name, value in environ.items() if _STORE.fullmatch(name)}
+    return {
+        name: value
+        for leading, own in _STORES
+        if not _named(environ, own)
+        for name, value in _named(environ, leading).items()
+    }
 
 
 def adopt_store_environment(given: Mapping[str, str], environ: MutableMapping[str, str]) -> None:
-    """Take from another process what leads to object stores, all or nothing; log the names.
+    """Take from another process what leads to object stores, all of a cloud's; log the names.
 
-    A machine that has a variable of the kind keeps to its own: halves of two lead nowhere.
+    A machine that has a variable of a cloud keeps to its own: halves of two lead nowhere.
     """
-    has_own = any(_STORE.fullmatch(name) or _OF_ONE_MACHINE.fullmatch(name) for name in environ)
-    if given and not has_own:
-        environ.update(given)
-        structlog.get_logger().info("store_environment_of_the_driver", names=sorted(given))
+    taken: dict[str, str] = {}
+    for leading, own in _STORES:
+        if not _named(environ, f"{leading}|{own}"):
+            taken |= _named(given, leading)
+    if taken:
+        environ.update(taken)
+        structlog.get_logger().info("store_environment_of_the_driver", names=sorted(taken))
+
+
+def _named(environ: Mapping[str, str], pattern: str) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if re.fullmatch(pattern, name)}
 
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -29,6 +29,7 @@ from nap_stream.monitor.run import run_monitor
 from nap_stream.objects import ObjectStore
 from nap_stream.settings.load import load_settings, masked_tree
 from nap_stream.settings.schema import ModelSettings, Settings
+from tests.support.clouds import EMULATED
 from tests.support.s3 import SECRET_ACCESS_KEY, Fault, FaultProxy
 from tests.support.small_calibration import calibration_of
 from tests.support.tiny_net import CLASS_NAMES, build
@@ -54,14 +55,17 @@ def calibration() -> Calibration:
 @pytest.fixture
 def store(s3_root: str, calibration: Calibration, tmp_path: Path) -> ObjectStore:
     """A store with all that a monitor is made of."""
-    write_calibration(calibration, tmp_path / "calibration")
-    save_file(build(seed=7).state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "classes.txt").write_text("\n".join(CLASS_NAMES))
-    (tmp_path / "monitor.yaml").write_text(CONFIG)
-    store = ObjectStore(s3_root)
-    for file in tmp_path.rglob("*"):
+    return filled(ObjectStore(s3_root), calibration, tmp_path)
+
+
+def filled(store: ObjectStore, calibration: Calibration, folder: Path) -> ObjectStore:
+    write_calibration(calibration, folder / "calibration")
+    save_file(build(seed=7).state_dict(), folder / "model.safetensors")
+    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    (folder / "monitor.yaml").write_text(CONFIG)
+    for file in folder.rglob("*"):
         if file.is_file():
-            store.create(str(file.relative_to(tmp_path)), file.read_bytes())
+            store.create(str(file.relative_to(folder)), file.read_bytes())
     return store
 
 
@@ -85,6 +89,20 @@ def test_a_configuration_in_a_store_names_what_lies_beside_it(
         assert {file.name for file in here.iterdir()} == {"calibration.json", "scores.safetensors"}
         assert stat.S_IMODE(here.parent.stat().st_mode) == 0o700
     assert not here.parent.exists()
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_all_that_a_monitor_is_made_of_lies_in_each_cloud(
+    request: pytest.FixtureRequest, name: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    store = filled(ObjectStore(request.getfixturevalue(f"{name}_root")), calibration, tmp_path)
+    settings = settings_in(store)
+    assert settings.log.root == f"{store.root}/log"
+    assert shown(settings.calibration) == f"{store.root}/calibration"
+    assert load_calibration(settings.calibration).fingerprint == calibration.fingerprint
+    assert load_model(settings.model, CPU).class_names == CLASS_NAMES
+    with pytest.raises(CalibrationError, match="there is no such object, and none below it"):
+        load_calibration(Path(f"{store.root}/nothing"))
 
 
 def test_weights_in_a_store_are_the_same_model(store: ObjectStore, tmp_path: Path) -> None:
@@ -178,10 +196,34 @@ def test_an_object_that_is_read_in_ranges_comes_whole(store: ObjectStore) -> Non
         assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("address", ["s3://UPPER/x", "s3://bucket/a b", "s3://bucket/../x"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://UPPER/x",
+        "s3://bucket/a b",
+        "s3://bucket/../x",
+        "gs://bucket/a?b",
+        "az://my.container/x",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "https://bucket/x",
+    ],
+)
 def test_addresses_that_cannot_be_are_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="s3://bucket/key"):
+    with pytest.raises(ValueError, match="s3://bucket/key, gs://bucket/key or az://container/key"):
         ModelSettings(factory="a:b", weights=Path(address))
+
+
+def test_a_configuration_at_another_kind_of_address_is_told_which_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"no such kind of store.*or az://container/key"):
+        load_settings(Path("abfss://container/monitor.yaml"), environ={})
+    monkeypatch.chdir(tmp_path)
+    there = Path("odd:/monitor.yaml")
+    there.parent.mkdir()
+    there.write_text(CONFIG)
+    with fetched(there, ConfigError, max_bytes=2**20) as same:
+        assert same == there
 
 
 def test_paths_are_paths(tmp_path: Path) -> None:

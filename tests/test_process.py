@@ -199,6 +199,14 @@ def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "here"}
+GOOGLE = {"GOOGLE_SERVICE_ACCOUNT_KEY": '{"hush": 1}', "GOOGLE_BASE_URL": "http://hush"}
+AZURE = {
+    "AZURE_STORAGE_ACCOUNT_NAME": "hush-account",
+    "AZURE_STORAGE_ACCOUNT_KEY": "hush-key",
+    "AZURE_STORAGE_SAS_TOKEN": "hush-sas",
+    "AZURE_CLIENT_SECRET": "hush-secret",
+    "AZURE_STORAGE_ENDPOINT": "http://hush",
+}
 
 
 @pytest.mark.parametrize(
@@ -225,3 +233,26 @@ def test_what_lies_on_one_machine_is_not_handed_to_another() -> None:
     for own in ({"AWS_CONFIG_FILE": "/config"}, {"AWS_PROFILE": "mine"}, token):
         assert store_environment({**KEYS, **own}) == {}
     assert store_environment({**KEYS, "AWS_CA_BUNDLE": "/ca.pem"}) == KEYS
+    for cloud, own in (
+        (GOOGLE, {"GOOGLE_APPLICATION_CREDENTIALS": "/key.json"}),
+        (GOOGLE, {"GOOGLE_SERVICE_ACCOUNT": "/key.json"}),
+        (AZURE, {"AZURE_FEDERATED_TOKEN_FILE": "/var/run/token", "AZURE_TENANT_ID": "tenant"}),
+        (AZURE, {"AZURE_USE_AZURE_CLI": "true"}),
+    ):
+        assert store_environment({**cloud, **own, **KEYS}) == KEYS
+
+
+@pytest.mark.parametrize("keys", [GOOGLE, AZURE], ids=["google", "azure"])
+def test_each_cloud_is_taken_for_itself(
+    keys: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = store_environment({**KEYS, **keys, "GOOGLE_CLOUD_PROJECT": "x", "AZURE_HTTP": "x"})
+    assert given == {**KEYS, **keys}
+    environ = {"AWS_PROFILE": "own"}
+    adopt_store_environment(given, environ)
+    assert environ == {"AWS_PROFILE": "own", **keys}
+    environ = dict.fromkeys(keys, "own")
+    adopt_store_environment(given, environ)
+    assert environ == {**dict.fromkeys(keys, "own"), **KEYS}
+    shown = capsys.readouterr()
+    assert not any(value in shown.out + shown.err for value in keys.values())

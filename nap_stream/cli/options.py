@@ -66,7 +66,8 @@ LogOption = Annotated[
     typer.Option(
         "--log",
         metavar="ROOT",
-        help="The root of the scored log, a folder or s3://bucket/prefix, instead of --config.",
+        help="The root of the scored log, a folder or an address (s3://, gs://, az://), "
+        "instead of --config.",
     ),
 ]
 TopicOption = Annotated[str | None, typer.Option(help="Only this topic.")]

@@ -18,8 +18,8 @@ class EvidenceSettings(Section):
     """
 
     root: LogRoot | None = None
-    """Where they lie, the same for all workers: a folder, or s3://bucket/prefix, apart from
-    log.root. Null keeps none."""
+    """Where they lie, the same for all workers: a folder, or an address as log.root has
+    one, apart from log.root. Null keeps none."""
     max_bytes_per_day: Positive = 2**30
     """Of all workers together, by the day (UTC) on which images are scored. Half is for flagged
     images, a quarter for the most extreme ones and a quarter for the sample; what is not yet used

@@ -68,7 +68,8 @@ class LogSettings(Section):
     """The scored log."""
 
     root: LogRoot
-    """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix."""
+    """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix,
+    gs://bucket/prefix or az://container/prefix."""
     segment_max_rows: Positive = 10_000
     segment_max_bytes: Positive = 16 * 2**20
     """Of the rows in memory."""

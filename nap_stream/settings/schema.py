@@ -251,7 +251,8 @@ class ModelSettings(Section):
     weights: ExistingObject | None = None
     """A .safetensors file, or a torch file of a state dict (loaded with weights_only). Without a
     factory a whole model: a folder of Hugging Face's save_pretrained, a TorchScript archive, a
-    .pt2 file of torch.export, or an .onnx file. A path or s3://bucket/key."""
+    .pt2 file of torch.export, or an .onnx file. A path, or an address as s3://bucket/key
+    (gs://, az://)."""
     output: str | None = Field(default=None, min_length=1)
     """Where the logits stand in what the model returns, a tuple, a dict or the like: logits, 0,
     out.cls. Null finds them where there is one place only."""
@@ -263,7 +264,7 @@ class ModelSettings(Section):
     """In order of the logits; null takes those of a Hugging Face folder, and else names classes by
     their number."""
     class_names_file: ExistingObject | None = None
-    """The same, one a line: a path or s3://bucket/key."""
+    """The same, one a line: a path or an address."""
     feature_layer: str | None = None
     """The dotted name of the module whose output is the pre-pooling feature map, or whose input is,
     if it is the pooling itself. Null finds the map; name a module where that fails."""
@@ -430,7 +431,8 @@ class Settings(Section):
     model: ModelSettings
     scoring: ScoringSettings = ScoringSettings()
     calibration: ExistingObject
-    """The folder that `nap-stream calibrate` wrote, or s3://bucket/prefix that holds its files."""
+    """The folder that `nap-stream calibrate` wrote, or the address of its files, as
+    s3://bucket/prefix (gs://, az://)."""
     log: LogSettings
     evidence: EvidenceSettings = EvidenceSettings()
     limits: LimitSettings = LimitSettings()

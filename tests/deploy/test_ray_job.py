@@ -176,8 +176,9 @@ def test_an_uploaded_file_may_be_another_than_that_of_a_job_with_the_same_comman
     assert "submitted as nap-stream-" in capsys.readouterr().err
 
 
-def test_a_configuration_in_a_store_is_handed_on_as_it_stands() -> None:
-    address = "s3://bucket/cameras/monitor.yaml"
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_a_configuration_in_a_store_is_handed_on_as_it_stands(scheme: str) -> None:
+    address = f"{scheme}://bucket/cameras/monitor.yaml"
     assert ray_job._configuration(address, upload=False) == (address, None)
     with pytest.raises(ray_job._FailedError, match="no such file"):
         ray_job._configuration(address, upload=True)

@@ -1,0 +1,237 @@
+"""What goes wrong with a cloud's object store, in its terms, and without a secret."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from obstore.exceptions import GenericError
+
+from nap_stream.clouds import as_log_error, forms, parsed
+from nap_stream.errors import LogRootError, ScoredLogError
+from nap_stream.objects import ObjectStore, RequestLimits
+from tests.support import s3
+from tests.support.clouds import ACCOUNT_KEY, TOKEN, environment
+from tests.support.s3 import HOST, Fault, FaultProxy, fault_proxy
+
+QUICK = RequestLimits(
+    connect_timeout_s=2,
+    request_timeout_s=1,
+    max_retries=1,
+    retry_timeout_s=2,
+    backoff_initial_s=0.02,
+    backoff_max_s=0.1,
+)
+AZ, GS, S3 = "az://logs/x", "gs://logs/x", "s3://logs/x"
+KEY = "AZURE_STORAGE_ACCOUNT_KEY"
+HUSH = "hush-hush"
+
+
+@pytest.fixture(autouse=True)
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GCE_METADATA_HOST", f"{HOST}:1")
+
+
+@pytest.fixture
+def failing() -> Iterator[FaultProxy]:
+    """What stands for a store, and for a service of tokens: nothing is behind it."""
+    with fault_proxy(1) as proxy:
+        yield proxy
+
+
+def requests(root: str) -> dict[str, Callable[[], object]]:
+    store = ObjectStore(root, limits=QUICK)
+    return {
+        "create": lambda: store.create("a", b"mine"),
+        "read": lambda: store.read("a"),
+        "the end": lambda: store.read_part("a", -3, 3),
+        "open": lambda: store.open("a"),
+        "names": lambda: store.names(""),
+        "names from": lambda: store.names("", "a"),
+        "replace": lambda: store.replace("a", b"mine"),
+        "remove": lambda: store.remove(["a"]),
+    }
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str]) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+
+def told(error: ScoredLogError) -> str:
+    """All that anybody sees of it."""
+    shown = "".join(traceback.format_exception(error))
+    assert HUSH not in shown
+    assert TOKEN not in shown
+    assert ACCOUNT_KEY not in shown
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("root", "fault", "said"),
+    [
+        (GS, Fault.NO_BUCKET, ("there is no such bucket", "")),
+        (AZ, Fault.NO_CONTAINER, ("there is no such container", "")),
+        (GS, Fault.DENIED, ("no permission", "GOOGLE_APPLICATION_CREDENTIALS")),
+        (AZ, Fault.DENIED, ("no permission", "AZURE_STORAGE_ACCOUNT_KEY")),
+        (GS, Fault.SLOW_DOWN, ("it answered 503 SlowDown", "GOOGLE_BASE_URL")),
+        (AZ, Fault.SLOW_DOWN, ("it answered 503 SlowDown", "AZURE_STORAGE_ENDPOINT")),
+        (AZ, Fault.HANG_BEFORE, ("did not answer in time", "AZURE_STORAGE_ACCOUNT_NAME")),
+    ],
+)
+def test_each_request_says_what_is_wrong_and_what_to_set(
+    failing: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    root: str,
+    fault: Fault,
+    said: tuple[str, str],
+) -> None:
+    words, variable = said
+    set_all(monkeypatch, environment(root[:2], failing.endpoint))
+    failing.draw = lambda _: fault
+    for name, request in requests(root).items():
+        if fault is Fault.HANG_BEFORE and name != "read":
+            continue
+        with pytest.raises(ScoredLogError, match=words) as caught:
+            request()
+        assert variable in caught.value.action, name
+        assert caught.value.where.startswith(root)
+        assert caught.value.retriable is not isinstance(caught.value, LogRootError)
+        told(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "changes", "words"),
+    [
+        (AZ, {"AZURE_STORAGE_ACCOUNT_NAME": None}, "no storage account .* Set AZURE_STORAGE_ACC"),
+        (AZ, {KEY: f"{HUSH}!"}, "account's key is not base64"),
+        (AZ, {KEY: f"{ACCOUNT_KEY}\n"}, "account's key is not base64"),
+        (AZ, {KEY: None, "AZURE_STORAGE_SAS_TOKEN": HUSH}, "a variable .* cannot be used"),
+        (AZ, {KEY: None, "AZURE_STORAGE_TOKEN": f"{HUSH}\n"}, "a variable .* a line break"),
+        (AZ, {"AZURE_STORAGE_ENDPOINT": "no address"}, "Look at AZURE_STORAGE_ACCOUNT_NAME, AZU"),
+        (AZ, {"AZURE_STORAGE_USE_EMULATOR": HUSH}, "a variable .* cannot be used"),
+        (GS, {"GOOGLE_BASE_URL": "no address"}, "a variable .* Look at GOOGLE_BASE_URL"),
+        (GS, {"GOOGLE_BEARER_TOKEN": f"{HUSH}\n"}, "a variable .* a line break"),
+        (
+            GS,
+            {"GOOGLE_BEARER_TOKEN": None, "GOOGLE_APPLICATION_CREDENTIALS": "/none"},
+            "credentials cannot be opened",
+        ),
+        (GS, {"GOOGLE_SERVICE_ACCOUNT": "/none"}, "credentials cannot be opened"),
+        (GS, {"GOOGLE_SERVICE_ACCOUNT_KEY": HUSH}, "not the key of a service account"),
+        (
+            GS,
+            {"GOOGLE_SERVICE_ACCOUNT_KEY": '{"type": "external_account", "key": "hush-hush"}'},
+            "external_account is not supported",
+        ),
+        (S3, {"AWS_ENDPOINT_URL": "no address"}, "a variable .* Look at AWS_ENDPOINT_URL"),
+        (S3, {"AWS_ACCESS_KEY_ID": f"{HUSH}\n"}, "a variable .* a line break"),
+    ],
+)
+def test_what_the_environment_says_and_cannot_be_used_is_no_outage(
+    monkeypatch: pytest.MonkeyPatch, root: str, changes: dict[str, str | None], words: str
+) -> None:
+    endpoint = f"http://{HOST}:1"
+    set_all(
+        monkeypatch,
+        s3.environment(endpoint) if root == S3 else environment(root[:2], endpoint),
+    )
+    for name, value in changes.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(LogRootError, match=words) as caught:
+        ObjectStore(root, limits=QUICK).read("a")
+    assert not caught.value.retriable
+    told(caught.value)
+
+
+def test_a_file_that_is_no_credentials_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key.json").write_text(f'{{"type": "{HUSH}"}}')
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(LogRootError, match="not the key of a service account") as caught:
+        ObjectStore(GS, limits=QUICK)
+    told(caught.value)
+
+
+IDENTITY = {"AZURE_CLIENT_ID": "client", "AZURE_TENANT_ID": "tenant"}
+
+
+@pytest.mark.parametrize(
+    ("root", "environ"),
+    [
+        (GS, {}),
+        (AZ, {"AZURE_MSI_ENDPOINT": f"http://{HOST}:1/metadata/identity/oauth2/token"}),
+        (AZ, {**IDENTITY, "AZURE_FEDERATED_TOKEN_FILE": "/none"}),
+    ],
+)
+def test_a_machine_without_credentials_is_told_how_to_give_some(
+    monkeypatch: pytest.MonkeyPatch, root: str, environ: dict[str, str]
+) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    set_all(monkeypatch, {"AZURE_STORAGE_ACCOUNT_NAME": "account", **environ})
+    with pytest.raises(ScoredLogError, match="no credentials were found") as caught:
+        ObjectStore(root, limits=QUICK).read("a")
+    assert caught.value.retriable
+    assert "_ACCOUNT" in caught.value.action or "GOOGLE_APPLICATION" in caught.value.action
+    told(caught.value)
+
+
+@pytest.mark.parametrize("fault", [Fault.DENIED, Fault.INTERNAL])
+@pytest.mark.parametrize("secret", ["AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE"])
+def test_an_identity_that_gets_no_token_is_refused_or_waited_for(
+    failing: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fault: Fault,
+    secret: str,
+) -> None:
+    (tmp_path / "token").write_text(HUSH)
+    value = HUSH if secret.endswith("SECRET") else str(tmp_path / "token")
+    given = {**IDENTITY, "AZURE_AUTHORITY_HOST": failing.endpoint, secret: value}
+    set_all(monkeypatch, {"AZURE_STORAGE_ACCOUNT_NAME": "account", **given})
+    failing.draw = lambda _: fault
+    with pytest.raises(ScoredLogError, match="the credentials got no token: it answered") as caught:
+        ObjectStore(AZ, limits=QUICK).read("a")
+    assert caught.value.retriable is (fault is Fault.INTERNAL)
+    assert failing.requests[0] == ("POST", "/tenant/oauth2/v2.0/token")
+    told(caught.value)
+
+
+def test_what_a_service_of_tokens_says_is_told_by_its_code() -> None:
+    answer = '{"error":"invalid_grant","error_description":"hush-hush"}'
+    text = f"Error performing token request: Server returned non-2xx status code: 400: {answer}"
+    error = as_log_error(GenericError(text), GS)
+    assert isinstance(error, LogRootError)
+    assert error.problem == "the credentials got no token: it answered 400 invalid_grant"
+    told(error)
+
+
+def test_the_bucket_of_the_address_counts_and_not_that_of_the_environment(
+    failing: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing.draw = lambda _: Fault.NO_BUCKET
+    others = {"GOOGLE_BUCKET": "other", "AZURE_CONTAINER_NAME": "other"}
+    for root in (GS, AZ):
+        set_all(monkeypatch, {**environment(root[:2], failing.endpoint), **others})
+        with pytest.raises(LogRootError, match="no such"):
+            ObjectStore(root, limits=QUICK).read("a")
+    assert all("logs/x" in path.replace("%2F", "/") for _, path in failing.requests)
+
+
+def test_addresses() -> None:
+    assert forms("key") == "s3://bucket/key, gs://bucket/key or az://container/key"
+    found = parsed("az://my-container/a_b/c=1/")
+    assert found is not None
+    assert (found[0].scheme, *found[1:]) == ("az", "my-container", "a_b/c=1")
+    for address in ("gs://my-bucket", "gs://my-bucket/"):
+        found = parsed(address)
+        assert found is not None
+        assert found[1:] == ("my-bucket", None)
