@@ -190,7 +190,10 @@ def prune(
             should_stop=stop.is_set,
         )
     if report.spans and not dry_run and "://" in store.root:
-        typer.echo("a bucket that keeps versions has them still: remove those there", err=True)
+        typer.echo(
+            "a bucket that keeps versions, or what is deleted, has them still: remove those there",
+            err=True,
+        )
     _end(report, _pruned(report), as_json=as_json)
 
 

@@ -230,7 +230,10 @@ def erase(
         append_event(store, done, near=asked)
         erased += files
     if "://" in kept.root:
-        typer.echo("a bucket that keeps versions has them still: remove those there", err=True)
+        typer.echo(
+            "a bucket that keeps versions, or what is deleted, has them still: remove those there",
+            err=True,
+        )
     if not erased:
         typer.echo(f"nothing erased: {kept.root} holds none of the {len(names):,} images asked for")
         sys.exit(EXIT_GONE)

@@ -307,6 +307,25 @@ def test_a_listing_from_a_name_on_costs_what_follows(s3: FaultProxy, store: Obje
     assert "start-after" in listing
 
 
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [
+        pytest.param("gcs", "start-after", marks=pytest.mark.clouds),
+        pytest.param("azure", "startFrom", marks=pytest.mark.clouds),
+    ],
+)
+def test_a_listing_of_a_cloud_is_asked_for_from_a_name_on(
+    name: str, begin: str, behind_a_proxy: Behind
+) -> None:
+    proxy, root = behind_a_proxy(name)
+    store = ObjectStore(root)
+    for base in (0, 10, 20):
+        store.create(f"topic=cars/partition=0/{base:020d}.parquet", b"1")
+    assert store.names("topic=cars/partition=0", f"{15:020d}.parquet") == [f"{20:020d}.parquet"]
+    assert f"{begin}=" in proxy.requests[-1][1]
+    assert f"{15:020d}" in proxy.requests[-1][1]
+
+
 def test_a_large_segment_is_opened_with_one_request_for_its_end(
     s3: FaultProxy, s3_root: str
 ) -> None:
