@@ -204,7 +204,7 @@ def _refusal(
     """What is wrong with the root, and what to do; None where it may be as it is."""
     text = str(error)
     if _MISSING_BUCKET.search(text):
-        return f"there is no such {cloud.bucket}", "Make it, or choose another root"
+        return f"there is no such {cloud.bucket}", "Make it, or name another one"
     if isinstance(error, NotSupportedError):
         return (
             "the store does not create objects conditionally",

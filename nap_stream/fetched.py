@@ -34,7 +34,11 @@ def is_address(path: Path) -> bool:
 
 def shown(path: Path) -> str:
     """A path or an address, as people write it."""
-    return f"{path.parts[0]}//{'/'.join(path.parts[1:])}" if is_address(path) else str(path)
+    return _written(path) if is_address(path) else str(path)
+
+
+def _written(path: Path) -> str:
+    return f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
 
 
 def is_valid(path: Path) -> bool:
@@ -58,7 +62,7 @@ def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Ite
     """
     if not is_address(path):
         if not is_valid(path) and not path.exists():
-            raise raising("no such kind of store", str(path), f"Give a path or {forms('key')}")
+            raise raising("no such kind of store", _written(path), f"Give a path or {forms('key')}")
         yield path
         return
     address = shown(path)
@@ -70,7 +74,9 @@ def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Ite
             problem = f"cannot be fetched: {error.problem}"
             if error.retriable:
                 raise type(error)(problem, error.where, error.action) from None
-            raise raising(problem, error.where, _ACTION) from None
+            # A bucket whose variables cannot be used is asked for none of its keys.
+            where = max(error.where, address, key=len)
+            raise raising(problem, where, f"{_ACTION}. {error.action}") from None
         except OSError as error:
             raise raising(
                 f"cannot be fetched: {error.strerror}", address, f"Make room in {folder}"

@@ -162,6 +162,14 @@ def test_a_calibration_that_cannot_be_read_is_named_by_its_address(
     assert "/tmp" not in str(caught.value)
 
 
+def test_a_store_that_cannot_be_asked_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(CalibrationError, match="cannot be fetched: no storage account") as found:
+        load_calibration(Path("az://models/calibration"))
+    assert found.value.where == "az://models/calibration"
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in found.value.action
+
+
 def test_what_is_not_there_or_not_allowed_says_so(store: ObjectStore, s3: FaultProxy) -> None:
     with pytest.raises(
         CalibrationError, match=r"s3://.*nothing: there is no such object, and none below"
@@ -216,7 +224,10 @@ def test_addresses_that_cannot_be_are_refused(address: str) -> None:
 def test_a_configuration_at_another_kind_of_address_is_told_which_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no such kind of store.*or az://container/key"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^abfss://container/monitor\.yaml: no such kind of store.*or az://container/key",
+    ):
         load_settings(Path("abfss://container/monitor.yaml"), environ={})
     monkeypatch.chdir(tmp_path)
     there = Path("odd:/monitor.yaml")

@@ -62,6 +62,8 @@ class S3Objects:
         import obstore  # noqa: PLC0415
         from obstore.exceptions import BaseError, NotFoundError  # noqa: PLC0415
 
+        from nap_stream.clouds import is_panic  # noqa: PLC0415
+
         if reference.bucket not in self._settings.allow_buckets:
             raise Unreadable(
                 f"fetch: bucket {reference.bucket[:80]!r} is not in allow_buckets of messages.read",
@@ -82,7 +84,15 @@ class S3Objects:
             )
             self._require_size(found.meta["size"])
             data = b"".join(bytes(part) for part in found.stream(min_chunk_size=_PIECE_BYTES))
-        except (BaseError, OSError, ValueError) as error:
+        except BaseException as error:
+            if is_panic(error):
+                place, problem = (
+                    f"s3://{reference.bucket}",
+                    "AWS_ENDPOINT_URL or a key is malformed",
+                )
+                raise Away(place, problem) from None
+            if not isinstance(error, BaseError | OSError | ValueError):
+                raise
             # Not chained: what the store answered may hold the access key.
             is_missing = isinstance(error, NotFoundError | FileNotFoundError)
             raise _meaning(str(error), reference.bucket, is_missing=is_missing) from None

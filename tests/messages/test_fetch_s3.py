@@ -165,6 +165,16 @@ def test_a_store_that_hangs_is_left_in_time(s3: FaultProxy) -> None:
 
 
 @pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("value", ["no address", "http://[::1"])
+def test_an_endpoint_that_is_no_address_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
+    status, error = refused(fetching(), f"s3://{BUCKET}/a.jpg")
+    assert (status, "AWS_ENDPOINT_URL or a key is malformed" in error) == ("fetch_failed", True)
+
+
+@pytest.mark.usefixtures("s3")
 def test_a_bucket_that_is_gone_is_an_outage() -> None:
     status, error = refused(fetching(allow_buckets=["gone-bucket"]), "s3://gone-bucket/a.jpg")
     assert (status, "there is no such bucket" in error) == ("fetch_failed", True)
