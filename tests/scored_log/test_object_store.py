@@ -292,6 +292,13 @@ def test_credentials_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch)
         ObjectStore(f"s3://{BUCKET}", limits=QUICK).read(PATH)
 
 
+def test_what_was_wrong_first_with_a_store_is_told(s3: FaultProxy, s3_root: str) -> None:
+    s3.fail("PUT", Fault.DENIED)
+    s3.fail("POST", *[Fault.NO_BUCKET] * 4)
+    with pytest.raises(LogRootError, match="no permission: AccessDenied"):
+        check_store(store_at(s3_root))
+
+
 def test_a_store_that_ignores_the_condition_is_refused(s3: FaultProxy, s3_root: str) -> None:
     s3.unconditional = True
     with pytest.raises(LogRootError, match=r"not created exclusively.*If-None-Match"):

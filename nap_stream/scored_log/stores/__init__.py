@@ -1,6 +1,7 @@
 """Where the files of a scored log lie, a folder or a bucket, and what the chain needs of that."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -163,6 +164,10 @@ def _probe(store: SegmentStore, probe: str) -> tuple[object, ...]:
         listed = probe in store.names("")
         store.replace(probe, b"second")
         second = store.read(probe)
-    finally:
-        store.remove([probe])
+    except ScoredLogError:
+        # What was wrong first is what is told.
+        with suppress(ScoredLogError):
+            store.remove([probe])
+        raise
+    store.remove([probe])
     return (*created, first, listed, second, store.read(probe))
