@@ -22,7 +22,6 @@ from nap_stream.cli.options import (
     tell_pruned,
 )
 from nap_stream.clock import SystemClock
-from nap_stream.settings.load import load_alert_settings, load_settings
 
 if TYPE_CHECKING:
     from nap_stream.alert.event import AlertEvent
@@ -105,6 +104,7 @@ def _show(event: Mapping[str, Any], console: Console) -> None:
 
 def _alert_topic(config: Path | None) -> str:
     from nap_stream.settings.alerts import AlertSettings
+    from nap_stream.settings.load import load_alert_settings
 
     return AlertSettings().topic if config is None else load_alert_settings(config).topic
 
@@ -142,6 +142,7 @@ def replay(
     from nap_stream.process import configure_logging
     from nap_stream.replay import EventSpan
     from nap_stream.replay import replay as replay_log
+    from nap_stream.settings.load import load_settings
 
     # Standard output is for alerts alone; missing segments, which the log's reader warns of one by
     # one, are told at the end.

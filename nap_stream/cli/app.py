@@ -2,37 +2,83 @@
 
 import logging
 import sys
-from typing import Annotated
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import nap_stream
-from nap_stream.cli.alerts import alerts, replay
-from nap_stream.cli.baseline import baseline, compare
-from nap_stream.cli.bench import bench
-from nap_stream.cli.calibrate import build_calibration_app, calibrate
-from nap_stream.cli.demo import demo, produce
-from nap_stream.cli.evaluate import evaluate
-from nap_stream.cli.events import ack, history
-from nap_stream.cli.init import init
-from nap_stream.cli.log import compact, prune
-from nap_stream.cli.plan import plan
-from nap_stream.cli.proof import checkpoint, checkpoint_key, verify_export
-from nap_stream.cli.query import query, sql
-from nap_stream.cli.rebaseline import rebaseline
-from nap_stream.cli.report import report
-from nap_stream.cli.run import doctor, run
-from nap_stream.cli.show import erase, show
-from nap_stream.cli.verify import verify
 from nap_stream.errors import ConfigError, NapStreamError
-from nap_stream.process import configure_logging
 from nap_stream.text import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A command, by its name: its module, and what the list of commands says of it."""
+
+    module: str
+    short_help: str
+
+    def load(self, name: str) -> Any:
+        """Import it, and give what typer makes of it."""
+        module = import_module(f"nap_stream.cli.{self.module}")
+        if name == "calibration":
+            return get_command(module.build_calibration_app())
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(name)(getattr(module, name.replace("-", "_")))
+        return get_command(app)
+
+
+COMMANDS = {
+    "init": _Command("init", "Write a first monitor.yaml, of a topic and a model."),
+    "calibrate": _Command("calibrate", "Calibrate on held-out in-distribution images."),
+    "evaluate": _Command("evaluate", "Measure how well methods tell OOD images apart."),
+    "plan": _Command("plan", "Say what a promise about false alarms costs."),
+    "run": _Command("run", "Run the monitor until it is stopped."),
+    "produce": _Command("demo", "Send image files as messages, for a trial."),
+    "alerts": _Command("alerts", "Print the alerts of the alert topic."),
+    "baseline": _Command("baseline", "Make a stretch of the log the baseline of drift."),
+    "compare": _Command("baseline", "Compare a stretch of the log with a baseline."),
+    "rebaseline": _Command("rebaseline", "Accept a known change of one key."),
+    "query": _Command("query", "Show rows of the scored log, or count them."),
+    "sql": _Command("query", "Ask the scored log in SQL."),
+    "show": _Command("show", "Show one row: its picture and what decided it."),
+    "report": _Command("report", "Write a report of a period as one HTML page."),
+    "replay": _Command("alerts", "Recompute all alerts from the scored log."),
+    "verify": _Command("verify", "Check that the log is whole."),
+    "compact": _Command("log", "Merge the segments of hours and days."),
+    "prune": _Command("log", "Remove the oldest rows of the log, under a seal."),
+    "history": _Command("events", "Show what happened, by whom and when."),
+    "ack": _Command("events", "Acknowledge an alert."),
+    "erase": _Command("show", "Erase images that were kept as evidence."),
+    "checkpoint-key": _Command("proof", "Make a key that signs checkpoints and exports."),
+    "checkpoint": _Command("proof", "Sign where all chains of the log end now."),
+    "verify-export": _Command("proof", "Check rows that were exported and signed."),
+    "doctor": _Command("run", "Check this installation, and say what to do."),
+    "bench": _Command("bench", "Measure how fast one worker is here."),
+    "demo": _Command("demo", "See the monitor at work, with nothing of your own."),
+    "calibration": _Command("calibrate", "Look at a calibration."),
+}
+"""The program's commands, in the order in which help lists them.
+
+A command is imported when it is called: what one needs takes the others' time else.
+"""
+
+
+class _Commands(TyperGroup):
+    """The commands by name; see `COMMANDS`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the arguments name, loaded."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, COMMANDS[name].load(name) if name in COMMANDS else command, rest
 
 
 def _show_version(asked: bool) -> None:
@@ -46,6 +92,7 @@ def build_app() -> typer.Typer:
     # Typer's own tracebacks would show local variables, and with them secrets.
     app = typer.Typer(
         name="nap-stream",
+        cls=_Commands,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -70,20 +117,16 @@ def build_app() -> typer.Typer:
         See it at work without anything of your own:
           nap-stream demo
         """
+        from nap_stream.process import configure_logging
+
         # Standard output is for what a command has found.
         configure_logging(for_people=True, level=logging.WARNING)
 
-    for command in (
-        *(init, calibrate, evaluate, plan),
-        *(run, produce, alerts),
-        *(baseline, compare, rebaseline),
-        *(query, sql, show, report, replay, verify, compact, prune),
-        *(history, ack, erase),
-        *(checkpoint_key, checkpoint, verify_export),
-        *(doctor, bench, demo),
-    ):
-        app.command()(command)
-    app.add_typer(build_calibration_app(), name="calibration")
+    def unloaded() -> None:
+        """In the place of a command, for the list."""
+
+    for name, command in COMMANDS.items():
+        app.command(name, short_help=command.short_help)(unloaded)
     return app
 
 
@@ -92,6 +135,9 @@ def main() -> None:
     try:
         build_app()()
     except NapStreamError as error:
+        from rich.console import Console
+        from rich.text import Text
+
         # Names of topics and files come from outside: the terminal must not obey them.
         lines = [printable(line) for line in str(error).splitlines()]
         message = Text("error: " + "\n".join(lines))

@@ -168,7 +168,7 @@ def calibrate(
 
 def build_calibration_app() -> typer.Typer:
     """The commands about calibrations that are there."""
-    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
     app.command()(show)
 
     @app.callback()

@@ -14,34 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressDisplay
-from rich.table import Table
-from rich.text import Text
 
 from nap_stream.clock import Clock, Progress
 from nap_stream.errors import ConfigError
-from nap_stream.settings.load import (
-    load_kafka_settings,
-    load_settings,
-    load_uncalibrated_settings,
-)
-from nap_stream.settings.schema import KafkaSettings
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
+    from rich.progress import TaskID
+    from rich.table import Table
 
     from nap_stream.scored_log.stores import SegmentStore
-    from nap_stream.settings.schema import Settings
+    from nap_stream.settings.schema import KafkaSettings, Settings
 
 
 EvidenceOption = Annotated[
@@ -130,6 +115,8 @@ def log_store(config: Path | None, log: str | None) -> "SegmentStore":
     from nap_stream.scored_log.stores.local import LocalStore
 
     if config is not None and log is None:
+        from nap_stream.settings.load import load_settings
+
         store = store_at(load_settings(config).log.root)
     elif config is None and log is not None:
         store = store_at(log)
@@ -150,7 +137,10 @@ def hashes_of(
     Raises:
         ConfigError: The configuration or the secret cannot be read.
     """
+    if config is None and secret_file is None:
+        return ()
     from nap_stream.core.hidden_keys import HiddenKeys, is_hash
+    from nap_stream.settings.load import load_uncalibrated_settings
     from nap_stream.settings.log import hidden_keys, read_key_secret
 
     own = [value for value in dict.fromkeys(values) if value and not is_hash(value)]
@@ -211,12 +201,15 @@ def evidence_store(evidence: str | None, settings: "Settings | None") -> "Segmen
 
 def kafka_settings(
     config: Path | None, bootstrap_servers: str | None, topic: str | None
-) -> KafkaSettings:
+) -> "KafkaSettings":
     """How to reach Kafka, from either option; ``topic`` replaces the configured one.
 
     Raises:
         ConfigError: If neither or both are given, or a value is wrong.
     """
+    from nap_stream.settings.load import load_kafka_settings
+    from nap_stream.settings.schema import KafkaSettings
+
     if (config is None) == (bootstrap_servers is None):
         raise ConfigError("expected either --bootstrap-servers HOST:PORT or --config FILE")
     if config is not None:
@@ -312,14 +305,19 @@ def require_can_make(folder: Path) -> None:
         )
 
 
-def show_warnings(warnings: Iterable[str], console: Console) -> None:
+def show_warnings(warnings: Iterable[str], console: "Console") -> None:
     """Sentences for people, one a line."""
+    from rich.text import Text
+
     for warning in warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
 
 
-def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+def pairs(rows: Iterable[tuple[str, str]]) -> "Table":
     """A table of names and what is said of them."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
@@ -331,21 +329,24 @@ NewBar = Callable[[str, str], Progress]
 
 
 @contextmanager
-def progress_bars(console: Console | None = None) -> Iterator[NewBar]:
+def progress_bars(console: "Console | None" = None) -> Iterator[NewBar]:
     """Bars on stderr while the block runs; nothing where it is not a terminal.
 
     Each bar stands below those before it, from when it is first told of something.
     """
+    from rich import progress as display
+    from rich.console import Console
+
     console = console or Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        display.TextColumn("{task.description}"),
+        display.BarColumn(),
+        display.MofNCompleteColumn(),
+        display.TextColumn("{task.fields[unit]}"),
+        display.TimeElapsedColumn(),
+        display.TimeRemainingColumn(),
     )
-    with ProgressDisplay(*columns, console=console, disable=not console.is_terminal) as progress:
+    with display.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
         def new_bar(what: str, unit: str) -> Progress:
             task: TaskID | None = None

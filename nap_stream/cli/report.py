@@ -26,7 +26,6 @@ from nap_stream.cli.query import EXIT_UNREAD
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError, ReportError
 from nap_stream.files import publish, replacing
-from nap_stream.settings.load import load_settings
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
@@ -125,7 +124,11 @@ def report(
     )
     browser = _browser() if pdf else None
     store = log_store(None if log else config, log)
-    settings = None if config is None else load_settings(config)
+    settings = None
+    if config is not None:
+        from nap_stream.settings.load import load_settings
+
+        settings = load_settings(config)
     judged_by = _judged_by(settings, calibration)
     since_ms, until_ms = span_ms(since, until, clock)
     compared = span_ms(compare_since, compare_until, clock)

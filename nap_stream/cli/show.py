@@ -36,7 +36,6 @@ from nap_stream.errors import (
     ScoredLogError,
 )
 from nap_stream.files import publish
-from nap_stream.settings.load import load_uncalibrated_settings
 from nap_stream.text import percent, printable
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def show(
 
     if config is None and (rescore or nap_map is not None):
         raise ConfigError("expected --config FILE, which names the model", "--rescore, --map")
-    settings = None if config is None else load_uncalibrated_settings(config)
+    settings = _settings(config)
     store = log_store(config if log is None else None, log)
     unread: list[ChainBrokenError] = []
     row, neighbours = of_row.find_row(store, address, unread)
@@ -145,6 +144,14 @@ def show(
         _print(console, shown, pixels if in_colours else None)
     if image.data is None and (rescore or out is not None or nap_map is not None):
         sys.exit(EXIT_GONE)
+
+
+def _settings(config: Path | None) -> "Settings | None":
+    if config is None:
+        return None
+    from nap_stream.settings.load import load_uncalibrated_settings
+
+    return load_uncalibrated_settings(config)
 
 
 def _again(
@@ -201,7 +208,7 @@ def erase(
     from nap_stream.scored_log.query import Query, scan
 
     store = log_store(config if log is None else None, log)
-    kept = evidence_store(evidence, None if config is None else load_uncalibrated_settings(config))
+    kept = evidence_store(evidence, _settings(config))
     if kept is None or not (sha256 or key):
         raise ConfigError("expected --evidence or evidence.root, and --sha256 or --key", "erase")
     require_text("by", by, MAX_BY)

@@ -20,7 +20,6 @@ from nap_stream.cli.options import (
 from nap_stream.clock import SystemClock
 from nap_stream.errors import BrokerError, ConfigError
 from nap_stream.files import publish
-from nap_stream.settings.load import load_uncalibrated_settings
 from nap_stream.text import listed, printable, rfc3339
 
 if TYPE_CHECKING:
@@ -156,6 +155,7 @@ def _settings(config: Path | None, kafka: "KafkaSettings | None") -> "Settings":
     if config is None or kafka is None:
         raise ConfigError("expected --against-broker with --contents")
     from nap_stream.contents import require_images
+    from nap_stream.settings.load import load_uncalibrated_settings
 
     return require_images(load_uncalibrated_settings(config).model_copy(update={"kafka": kafka}))
 

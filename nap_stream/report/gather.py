@@ -185,7 +185,7 @@ def gather(
     own = told.within(since_ms, until_ms)
     telling = _telling_of_runs(every, files, until_ms)
     runs = worked(store, telling, own.runs, (since_ms, until_ms), unread)
-    rows = most_anomalous(store, query, asked.images, unread=unread).to_pylist()
+    rows = most_anomalous(store, query, asked.images, files=files, unread=unread).to_pylist()
     comparison = None
     if beside is not None and beside_files is not None and asked.compared is not None:
         other = counted(beside, beside_files, unit_ms)

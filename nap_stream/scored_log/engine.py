@@ -12,36 +12,34 @@ Compaction may exchange files at any moment. A file is read only where it still 
 listed; where it is not, the chain is listed anew from there.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-from fsspec import AbstractFileSystem
 
-from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
+from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.scored_log.files import (
+    PROTOCOL,
     SCAN_SCHEMA,
     LogFile,
     ReplacedError,
     files_of,
-    open_listed,
     read_rows,
 )
 from nap_stream.scored_log.format import SCHEMAS
 from nap_stream.scored_log.read import LISTINGS
 from nap_stream.scored_log.stores import SegmentStore
 
+if TYPE_CHECKING:
+    from nap_stream.scored_log.duck_files import StoreFiles
+
 CHUNK_ROWS = 4_000_000
 CHUNK_FILES = 2_000
 """Of how many rows and files one question to DuckDB is at most; more than one file's at least."""
 FETCHED_ROWS = 65_536
-_PROTOCOL = "scored-log"
 _UNTRUSTED = (
     "filter_pushdown",
     "join_filter_pushdown",
@@ -73,87 +71,6 @@ def chunks(files: Iterable[LogFile], most: int = CHUNK_ROWS) -> Iterator[list[Lo
         yield held
 
 
-class _SharedFile:
-    """A file that several threads read: each has a position of its own in it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._lock, self._own = file, threading.Lock(), threading.local()
-
-    def seek(self, position: int) -> int:
-        self._own.position = position
-        return position
-
-    def tell(self) -> int:
-        return int(getattr(self._own, "position", 0))
-
-    def read(self, size: int = -1) -> bytes:
-        with self._lock:
-            self._file.seek(self.tell())
-            content = self._file.read(size)
-        self._own.position = self.tell() + len(content)
-        return content
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _StoreFiles(AbstractFileSystem):  # type: ignore[misc]  # it has no types
-    """The listed files of a log, as DuckDB asks for files. Nothing else is in it."""
-
-    protocol = _PROTOCOL
-    cachable = False
-
-    def __init__(self, store: SegmentStore) -> None:
-        super().__init__()
-        self._store = store
-        self.listed: dict[str, LogFile] = {}
-        self.replaced = False
-        self.failure: ScoredLogError | ConfigError | None = None
-        self._opened: list[_SharedFile] = []
-
-    def show(self, files: Sequence[LogFile]) -> None:
-        """Have these files in it, and no others; closes what was opened before."""
-        # DuckDB does not close them.
-        while self._opened:
-            self._opened.pop().close()
-        self.listed = {file.path: file for file in files}
-        self.replaced, self.failure = False, None
-
-    def _listed(self, path: str) -> LogFile:
-        file = self.listed.get(path.removeprefix(f"{_PROTOCOL}://"))
-        if file is None:
-            self.failure = ConfigError(
-                f"not a file of the log that is asked: {path}", "the SQL", "Ask the view records"
-            )
-            raise self.failure
-        return file
-
-    def open(self, path: str, mode: str = "rb", **_: Any) -> _SharedFile:
-        file = self._listed(path)
-        if mode != "rb":
-            raise PermissionError(f"the log is only read: {path}")
-        try:
-            opened = _SharedFile(open_listed(self._store, file))
-        except ReplacedError:
-            self.replaced = True
-            raise
-        except ScoredLogError as error:
-            self.failure = error
-            raise
-        self._opened.append(opened)
-        return opened
-
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        return {"name": path, "size": self._listed(path).size, "type": "file"}
-
-    def glob(self, path: str, **_: Any) -> list[str]:
-        return [path]
-
-    def modified(self, path: str) -> datetime:  # noqa: ARG002
-        # DuckDB asks to know whether what it remembers holds: it remembers nothing.
-        return datetime.fromtimestamp(0, UTC)
-
-
 class Engine:
     """DuckDB over a log. A context manager; not for several threads.
 
@@ -169,11 +86,19 @@ class Engine:
         memory_bytes: int | None = None,
     ) -> None:
         self.store, self.unread = store, unread
-        self._files = _StoreFiles(store)
         self._memory = "75%" if memory_bytes is None else f"{memory_bytes}B"
 
     @cached_property
+    def _files(self) -> "StoreFiles":
+        from nap_stream.scored_log.duck_files import StoreFiles  # noqa: PLC0415  as below
+
+        return StoreFiles(self.store)
+
+    @cached_property
     def _duck(self) -> Any:
+        # A question that is answered without DuckDB does not wait for it.
+        import duckdb  # noqa: PLC0415
+
         duck = duckdb.connect()
         duck.register_filesystem(self._files)
         settings = {
@@ -186,7 +111,7 @@ class Engine:
             "enable_external_file_cache": False,
             "temp_directory": "",
             "memory_limit": self._memory,
-            "allowed_directories": [f"{_PROTOCOL}://"],
+            "allowed_directories": [f"{PROTOCOL}://"],
             "enable_external_access": False,
             "lock_configuration": True,
         }
@@ -235,6 +160,8 @@ class Engine:
             ConfigError: The question names a path that is not of these files.
             duckdb.Error: What DuckDB says, of the question or of a file.
         """
+        import duckdb  # noqa: PLC0415  as above
+
         self._files.show(files)
         try:
             self._show(files, within)
@@ -279,6 +206,8 @@ class Engine:
             ChainBrokenError: A file cannot be read, and ``unread`` is None.
             ScoredLogError: The store cannot be read.
         """
+        import duckdb  # noqa: PLC0415  as above
+
         try:
             answer = self.table(files, sql, parameters)
         except ReplacedError:
@@ -387,7 +316,7 @@ def _scan_of(version: int, files: Sequence[LogFile]) -> str:
         else f'NULL::{_MISSING[field.type]} AS "{field.name}"'
         for field in SCAN_SCHEMA
     ]
-    paths = [f"{_PROTOCOL}://{file.path}" for file in files]
+    paths = [f"{PROTOCOL}://{file.path}" for file in files]
     cuts = [
         f'(file_index = {place} AND ("offset" < {file.start} OR "offset" >= {file.end}))'
         for place, file in enumerate(files)

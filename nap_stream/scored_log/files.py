@@ -30,6 +30,7 @@ from nap_stream.scored_log.index import (
 from nap_stream.scored_log.read import LOOK_BACK, bases_from, walk_with
 from nap_stream.scored_log.segment import open_segment, typed_errors
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
 
 SCAN_SCHEMA = pa.schema(
     [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
@@ -38,8 +39,12 @@ SCAN_SCHEMA = pa.schema(
 version. What a file of an earlier one lacks is null."""
 _PARQUET_END_BYTES = 8
 """How long its footer is, and Parquet's mark."""
+PROTOCOL = "scored-log"
+"""How DuckDB addresses the files of a log."""
 READ_AHEAD = 16
 """How many files are looked at before they are asked for, in as many threads."""
+_LOCAL_READERS = 4
+"""Of these threads where files lie here: more of them wait for each other, not for the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def files_of(
     asks the index of the log; None leaves it out.
     """
     position = _begin(store, partition, start)
-    with _Heads(store, partition, seek) as heads:
+    with _Heads(store, partition, seek, end) as heads:
         while position is not None:
             try:
                 for file, wanted in walk_with(heads.opened, store, partition, position):
@@ -131,10 +136,16 @@ class _Head:
 
 
 class _Heads:
-    """The heads of a partition's files, which are read ahead in threads. A context manager."""
+    """The heads of a partition's files, which are read ahead in threads. A context manager.
 
-    def __init__(self, store: SegmentStore, partition: TopicPartition, seek: Seek | None) -> None:
+    None is read ahead that begins at ``end`` or after it.
+    """
+
+    def __init__(
+        self, store: SegmentStore, partition: TopicPartition, seek: Seek | None, end: int
+    ) -> None:
         self._store, self._partition, self._seek = store, partition, seek
+        self._last = segment_path(partition, end)
         self._indexed = frozenset[str]()
         if seek is not None:
             # Whatever is the matter with it, the files themselves are asked then.
@@ -144,7 +155,8 @@ class _Heads:
         self._paths: list[str] = []
         self._waiting: dict[str, Future[_Head | None]] = {}
         self._taken: set[str] = set()
-        self._pool = ThreadPoolExecutor(READ_AHEAD, "heads")
+        readers = _LOCAL_READERS if isinstance(store, LocalStore) else READ_AHEAD
+        self._pool = ThreadPoolExecutor(readers, "heads")
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +179,7 @@ class _Heads:
             self._paths = [segment_path(self._partition, each) for each in bases]
         place = bisect_left(self._paths, path)
         for each in self._paths[place : place + READ_AHEAD]:
-            if each not in self._waiting:
+            if each not in self._waiting and each < self._last:
                 self._waiting[each] = self._pool.submit(self._head, each)
         # What is asked for again may be another file.
         head = self._waiting.pop(path, None)
@@ -322,7 +334,8 @@ def read_rows(
             # A thread of Arrow's that lets go of a Python file while the program ends aborts it.
             rows = parquet.read_row_group(group, columns=names or ["offset"], use_threads=False)
             if own is not None and len(own) < count:
-                rows = rows.take(pa.array(own))
+                is_run = own[-1] - own[0] + 1 == len(own)
+                rows = rows.slice(own[0], len(own)) if is_run else rows.take(pa.array(own))
             yield from _with_keys(rows, file.partition, schema).to_batches()
 
 

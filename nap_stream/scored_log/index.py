@@ -178,10 +178,13 @@ def _unpacked(content: bytes, schema: pa.Schema) -> pa.Table:
             raise ValueError("the columns of its counts are others")
         table = stream.read_all()
     table.validate(full=True)
-    chunks = (chunk for name in _REPEATED if name in schema.names for chunk in table[name].chunks)
-    sizes = (pc.binary_length(each.dictionary).take(each.indices) for each in chunks)
-    if sum(pc.sum(size, min_count=0).as_py() for size in sizes) > _MOST_COUNTS_BYTES:
-        raise ValueError("its counts are too large")
+    names = [name for name in _REPEATED if name in schema.names]
+    chunks = [chunk for name in names for chunk in table[name].chunks]
+    # No value is longer than all of them: as a rule that is enough to know, and soon known.
+    if sum(len(each) * each.dictionary.nbytes for each in chunks) > _MOST_COUNTS_BYTES:
+        sizes = (pc.binary_length(each.dictionary).take(each.indices) for each in chunks)
+        if sum(pc.sum(size, min_count=0).as_py() for size in sizes) > _MOST_COUNTS_BYTES:
+            raise ValueError("its counts are too large")
     return table
 
 

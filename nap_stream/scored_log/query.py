@@ -212,10 +212,13 @@ def most_anomalous(
     query: Query,
     limit: int,
     *,
+    files: Iterable[LogFile] | None = None,
     unread: list[ChainBrokenError] | None = None,
     use: IndexUse | None = None,
 ) -> pa.Table:
     """The rows that pass with the smallest p-values, the earlier one of equals first.
+
+    ``files`` are those that can have them, where they are `listed` already.
 
     Returns:
         At most ``limit`` rows of `SCAN_SCHEMA`, ascending; rows without a p-value are not among
@@ -228,7 +231,7 @@ def most_anomalous(
     text, values = condition(query)
     best, bound = SCAN_SCHEMA.empty_table(), 2.0
     with Engine(store, unread) as engine:
-        for chunk in chunks(listed(store, query, unread, use)):
+        for chunk in chunks(listed(store, query, unread, use) if files is None else files):
             columns = ", ".join(f'"{name}"' for name, _ in order)
             sql = (
                 f"SELECT _file, _row FROM _rows WHERE {text} AND ood_p_value <= ? "
