@@ -25,9 +25,9 @@ from torch import nn
 
 from benchmarks import model_table_hub as hub
 from nap_stream.errors import FeatureMapError
+from nap_stream.model.facts import FeatureSite
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import capture, run_forward
-from nap_stream.model.sites import FeatureSite
 
 CLASSES = 10
 _SMALL = 160

@@ -20,9 +20,10 @@ from torch import nn
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError
+from nap_stream.model.facts import FeatureSite, HeadSite
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import run_forward
-from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters
+from nap_stream.model.sites import head_parameters
 
 CLASSES = 1000
 _SIDE = 224

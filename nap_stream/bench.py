@@ -24,7 +24,8 @@ from nap_stream.clock import Clock, Progress
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.errors import InputDataError, ModelError
 from nap_stream.image_files import iter_images
-from nap_stream.model.execution import Execution, precisions_of
+from nap_stream.model.execution import precisions_of
+from nap_stream.model.facts import Execution
 from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
 from nap_stream.monitor.worker import (
     Threads,

@@ -21,13 +21,13 @@ from nap_stream.core.score_specs import Head, needs_features, needs_head
 from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.model.device_decode import rounded
 from nap_stream.model.execution import float32_kernels
+from nap_stream.model.facts import FeatureSite
 from nap_stream.model.forward import BatchScores, Forward, score_forward, united
 from nap_stream.model.kind_check import KindCheck
 from nap_stream.model.load import LoadedModel, adopt_module
 from nap_stream.model.output import as_logits, refuse_other_kind
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.scripted import watchable
-from nap_stream.model.sites import FeatureSite
 from nap_stream.model.weights import weights_of
 
 _COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)

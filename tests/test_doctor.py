@@ -14,7 +14,7 @@ from nap_stream.doctor import CHECKS, Finding, Outcome, examine
 from nap_stream.feed import Input, model_inputs
 from nap_stream.kafka.client import topics_missing
 from nap_stream.model import execution as execution_module
-from nap_stream.model.execution import Execution
+from nap_stream.model.facts import Execution
 from nap_stream.model.load import load_model
 from nap_stream.records import Status
 from nap_stream.scored_log.proof.note import create_key

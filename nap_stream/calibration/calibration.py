@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration import baseline as of_baseline
 from nap_stream.calibration.document import CalibrationDocument, fingerprint_of
-from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.blocks import Blocks
 from nap_stream.core.conformal import ConformalTest
 from nap_stream.core.methods import NAP, MethodScorer
@@ -26,6 +25,7 @@ from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.settings.schema import ScoringSettings
 
 if TYPE_CHECKING:
+    from nap_stream.core.base_scores import BaseScores
     from nap_stream.model.load import KnownModel
 
 
@@ -230,8 +230,10 @@ def array_sha256(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
 
 
-def base_scores_of(calibration: Calibration, loaded: "KnownModel") -> BaseScores:
+def base_scores_of(calibration: Calibration, loaded: "KnownModel") -> "BaseScores":
     """The base scores that a calibration was made with, ready to compute on the model's device."""
+    from nap_stream.core.base_scores import BaseScores  # noqa: PLC0415  it loads torch
+
     document = calibration.document
     head = loaded.linear_head()
     return BaseScores(document.scores, document.parameters, head, calibration.fits, loaded.device)

@@ -24,9 +24,16 @@ from nap_stream.core.score_specs import (
     ScoreParameters,
 )
 from nap_stream.core.selection import Selection, WeightSearch
-from nap_stream.model.execution import Execution, Speeds
-from nap_stream.model.output import AS_IT_IS, LogitsHook
-from nap_stream.model.sites import FeatureSite, HeadSite, MapLayout, TokenRows
+from nap_stream.model.facts import (
+    AS_IT_IS,
+    Execution,
+    FeatureSite,
+    HeadSite,
+    LogitsHook,
+    MapLayout,
+    Speeds,
+    TokenRows,
+)
 from nap_stream.settings.schema import PreprocessingSettings
 
 

@@ -24,7 +24,7 @@ from nap_stream.errors import CalibrationError
 from nap_stream.feed import Input, input_on_cpu, model_inputs
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.device_decode import DeviceDecoder, device_decoder
-from nap_stream.model.execution import Execution
+from nap_stream.model.facts import Execution
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.output import OutputFacts, wrong_kind
 from nap_stream.settings.schema import LimitSettings

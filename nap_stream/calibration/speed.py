@@ -20,14 +20,8 @@ from nap_stream.errors import ModelError
 from nap_stream.feed import model_inputs
 from nap_stream.image_files import chosen_images
 from nap_stream.model.device_decode import DeviceDecoder
-from nap_stream.model.execution import (
-    AGREEMENT,
-    Execution,
-    MeasuredExecution,
-    Speeds,
-    precisions_of,
-    require_precision,
-)
+from nap_stream.model.execution import precisions_of, require_precision
+from nap_stream.model.facts import AGREEMENT, Execution, MeasuredExecution, Speeds
 from nap_stream.model.forward import Forward
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import input_size

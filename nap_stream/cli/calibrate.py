@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nap_stream.core.conformal import Group
     from nap_stream.core.labels import ClassSeen
     from nap_stream.core.selection import Selection
-    from nap_stream.model.execution import Execution, Speeds
+    from nap_stream.model.facts import Execution, Speeds
 
 _GROUPS_SHOWN = 20
 

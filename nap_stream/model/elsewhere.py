@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from nap_stream.core.score_specs import Head
 from nap_stream.errors import ModelError
 from nap_stream.model.checkpoint import read_state
-from nap_stream.model.execution import UNKNOWN, Execution
 from nap_stream.model.factory import class_names_of
-from nap_stream.model.output import LogitsHook
-from nap_stream.model.sites import FeatureSite, HeadSite
+from nap_stream.model.facts import UNKNOWN, Execution, FeatureSite, HeadSite, LogitsHook
 from nap_stream.model.weights import update_digest
 from nap_stream.settings.elsewhere import ElsewhereSettings
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from nap_stream.model.facts import FeatureSite, MapLayout
 from nap_stream.model.graph import (
     ADAPTIVE_POOLINGS,
     ATTENTIONS,
@@ -15,7 +16,6 @@ from nap_stream.model.graph import (
     Trace,
 )
 from nap_stream.model.layout import Layout, axis_of, positions, role_of
-from nap_stream.model.sites import FeatureSite, MapLayout
 from nap_stream.model.transforms import (
     NEUTRAL,
     SCALING,

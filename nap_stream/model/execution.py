@@ -7,7 +7,7 @@ import copy
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from nap_stream.errors import CalibrationError, ModelError
-from nap_stream.model.sites import HeadSite, submodule, unwrapped
+from nap_stream.model.facts import (
+    UNKNOWN,
+    Execution,
+    HeadSite,
+    Speeds,
+)
+from nap_stream.model.sites import submodule, unwrapped
 from nap_stream.settings.schema import CompileMode, ModelSettings, Precision
 from nap_stream.text import described
 
@@ -25,98 +31,15 @@ _CAST_ONCE = frozenset(
     | {nn.Linear}
 )
 """Subclasses may compute with their weights before autocast sees them, and stay as they are."""
-AGREEMENT = 0.995
-"""Share of the sample for which the predicted class must be that of plain float32."""
 _AMPERE = 8
 _IMAGE_DIMENSIONS = 4
 _MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """CUDA graphs would write each batch's outputs over those of the one before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a model's forward pass is computed. The default is plain float32.
-
-    ``precision`` is that of convolutions and matrix products: ``bfloat16`` and ``float16`` by
-    ``torch.autocast``, ``tf32`` float32 with CUDA's TF32 kernels, which ``float32`` switches off.
-    It is ``unknown`` of a model that runs elsewhere. ``channels_last`` is the memory format of
-    weights and images. ``compile`` is a mode of ``torch.compile``, or ``off``.
-    """
-
-    precision: Precision | Literal["unknown"] = "float32"
-    channels_last: bool = False
-    compile: CompileMode = "off"
-
-    def __str__(self) -> str:
-        if self.precision == "unknown":
-            return "a precision that is not known here"
-        compiled = "" if self.compile == "off" else f", compiled ({self.compile})"
-        return f"{self.precision}, {self.memory_format}{compiled}"
-
-    @property
-    def memory_format(self) -> str:
-        """For people: ``channels_last`` or ``contiguous``."""
-        return "channels_last" if self.channels_last else "contiguous"
-
-    @property
-    def reduced(self) -> torch.dtype | None:
-        """The 16-bit type of autocast; None where there is none."""
-        return None if self.precision == "unknown" else _REDUCED.get(self.precision)
-
-
-UNKNOWN = Execution("unknown")
-"""How a model computes that runs elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredExecution:
-    """What was measured of one execution.
-
-    ``images_per_s`` is of the forward pass alone, ``agreement`` the share of the sample with the
-    same predicted class as in plain float32, ``p_value_change`` the largest change of a p-value
-    from there. Null where ``problem`` says why there is nothing.
-    """
-
-    execution: Execution
-    images_per_s: float | None = None
-    agreement: float | None = None
-    p_value_change: float | None = None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Speeds:
-    """The executions that were measured, plain float32 first.
-
-    On ``images`` calibration images in batches of ``batch_size``, on the ``device`` of that name,
-    with so many threads of torch on the CPU.
-    """
-
-    device: str
-    images: int
-    batch_size: int
-    torch_threads: int
-    rows: tuple[MeasuredExecution, ...]
-
-    def warnings(self, chosen: Execution) -> tuple[str, ...]:
-        """What people are to be warned of, of the execution that was chosen."""
-        found = [
-            f"the model runs without torch.compile, which is configured: {row.problem}"
-            for row in self.rows
-            if row.problem and row.execution.compile != "off"
-        ]
-        agreement = next((row.agreement for row in self.rows if row.execution == chosen), None)
-        if agreement is not None and agreement < AGREEMENT:
-            found.append(
-                f"in {chosen}, which is configured, the predicted class is that of float32 for "
-                f"{agreement:.1%} of {self.images} images only; model.precision: auto asks for "
-                f"{AGREEMENT:.1%}"
-            )
-        return tuple(found)
-
-    def has_failed(self, execution: Execution) -> bool:
-        """Whether an execution was tried and could not be taken."""
-        return any(row.problem and row.execution == execution for row in self.rows)
+def reduced_type(execution: Execution) -> torch.dtype | None:
+    """The 16-bit type of autocast; None where there is none."""
+    return None if execution.precision == "unknown" else _REDUCED.get(execution.precision)
 
 
 def require_execution(
@@ -250,8 +173,8 @@ def computing(execution: Execution, device: torch.device) -> Iterator[None]:
     """While the block runs, modules compute in an execution's precision on a device."""
     with ExitStack() as stack:
         stack.enter_context(float32_kernels(device, tf32=execution.precision == "tf32"))
-        if execution.reduced is not None:
-            stack.enter_context(torch.autocast(device.type, execution.reduced))
+        if reduced_type(execution) is not None:
+            stack.enter_context(torch.autocast(device.type, reduced_type(execution)))
         yield
 
 
@@ -265,7 +188,7 @@ def convert(module: nn.Module, execution: Execution, head: HeadSite | None) -> N
     kept = None if head is None else submodule(module, head.module)
     layout = torch.channels_last if execution.channels_last else torch.contiguous_format
     for part in unwrapped(module).modules():
-        cast = execution.reduced if type(part) in _CAST_ONCE and part is not kept else None
+        cast = reduced_type(execution) if type(part) in _CAST_ONCE and part is not kept else None
         for name, before in list(part.named_parameters(recurse=False)):
             after = before.detach()
             if cast is not None and after.dtype == torch.float32:

@@ -27,10 +27,11 @@ from nap_stream.model.ends import (
     shares_source,
     single_attention,
 )
+from nap_stream.model.facts import FeatureSite, HeadSite
 from nap_stream.model.graph import Attention, Trace
 from nap_stream.model.layout import positions
 from nap_stream.model.measure import Measure
-from nap_stream.model.sites import FeatureSite, HeadSite, find_head, run_eagerly, unwrapped
+from nap_stream.model.sites import find_head, run_eagerly, unwrapped
 from nap_stream.model.trace import trace
 
 _LISTED_CANDIDATES = 8

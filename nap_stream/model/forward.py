@@ -18,12 +18,10 @@ from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
 from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.facts import FeatureSite, FunctionCall, HeadSite
 from nap_stream.model.reading import Reader, reader_of
 from nap_stream.model.sites import (
-    FeatureSite,
-    FunctionCall,
     FunctionInputs,
-    HeadSite,
     Take,
     Watched,
     is_compiled,

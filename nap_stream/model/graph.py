@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from nap_stream.model.facts import FeatureSite
 from nap_stream.model.layout import Layout
-from nap_stream.model.sites import FeatureSite, LinearCall
+from nap_stream.model.sites import LinearCall
 
 ADAPTIVE_POOLINGS = frozenset(
     {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d"}

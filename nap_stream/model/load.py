@@ -25,17 +25,18 @@ from nap_stream.errors import FeatureMapError, GpuUnavailableError, ModelError
 from nap_stream.fetched import fetched
 from nap_stream.model.elsewhere import ElsewhereModel
 from nap_stream.model.execution import (
-    Execution,
     compiled,
     computing,
     convert,
     float32_kernels,
+    reduced_type,
     require_precision,
     set_float32_kernels,
     slowness,
     twin,
 )
 from nap_stream.model.factory import build, class_names_of, importable
+from nap_stream.model.facts import AS_IT_IS, Execution, FeatureSite, HeadSite, LogitsHook
 from nap_stream.model.find import Probe, choose_site, probe
 from nap_stream.model.forward import (
     BatchScores,
@@ -47,15 +48,8 @@ from nap_stream.model.forward import (
 )
 from nap_stream.model.found_preprocessing import doubts, resolved
 from nap_stream.model.onnx_model import OnnxModel
-from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.preprocessing import Normaliser, input_size
-from nap_stream.model.sites import (
-    FeatureSite,
-    HeadSite,
-    head_parameters,
-    is_compiled,
-    unwrapped,
-)
+from nap_stream.model.sites import head_parameters, is_compiled, unwrapped
 from nap_stream.model.trial import TRIAL_IMAGES, logits_of, trial_batch
 from nap_stream.model.weights import fingerprint, state_of
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
@@ -384,7 +378,7 @@ def _switched(loaded: LoadedModel, module: nn.Module, execution: Execution) -> L
     require_precision(execution.precision, loaded.device)
     where = f"the model, a {type(unwrapped(module)).__name__}, in {execution}"
     head = None
-    if execution.reduced is not None:
+    if reduced_type(execution) is not None:
         if loaded.input_dtype != torch.float32:
             raise ModelError(
                 f"its weights are {loaded.input_dtype} already",
@@ -458,7 +452,7 @@ def adopt_module(
         execution=replace(execution, compile="off"),
         float32_head=(
             None
-            if seen.head is None or execution.reduced is None
+            if seen.head is None or reduced_type(execution) is None
             else head_parameters(module, seen.head)
         ),
     )

@@ -11,14 +11,11 @@ import torch
 from torch import nn
 
 from nap_stream.errors import FeatureMapError
+from nap_stream.model.facts import FeatureSite, FunctionCall, HeadSite, TokenRows
 from nap_stream.model.graph import Attention
 from nap_stream.model.reading import Reader, raw_reader
 from nap_stream.model.sites import (
-    FeatureSite,
-    FunctionCall,
     FunctionInputs,
-    HeadSite,
-    TokenRows,
     Watched,
     is_floating,
     module_input,

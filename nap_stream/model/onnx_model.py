@@ -17,8 +17,8 @@ from torch import nn
 
 from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.exported import QUANTISED, sides_of
+from nap_stream.model.facts import FeatureSite, HeadSite, MapLayout
 from nap_stream.model.onnx_graph import Flow, Graph, Head, MapEnd
-from nap_stream.model.sites import FeatureSite, HeadSite, MapLayout
 from nap_stream.text import described
 
 _INSTALL = "pip install 'nap-stream[onnx]'"

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nap_stream.errors import ModelError
+from nap_stream.model.facts import LogitsHook
 from nap_stream.settings.schema import OutputKind
 
 _MATRIX_DIMENSIONS = 2
@@ -65,26 +66,6 @@ _SIGMOID = WrongKind(
     "all outputs lie in [0, 1], as a sigmoid's do",
     f"{_BEST}, or set model.output_kind: sigmoid, which takes it off. {_ALL_THE_SAME}",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LogitsHook:
-    """A forward hook that makes a module return logits (N, K).
-
-    ``path`` is where the model's numbers stand in what it returns, empty for the whole of it;
-    ``kind`` is what they are.
-    """
-
-    path: tuple[str, ...]
-    kind: OutputKind | None
-
-    def __call__(self, _module: Any, _args: tuple[Any, ...], output: Any) -> Any:
-        """Return the logits; what is no matrix of numbers as it is."""
-        return as_logits(picked(output, self.path), self.kind)
-
-
-AS_IT_IS = LogitsHook((), None)
-"""Of a model that returns logits alone."""
 
 
 def logits_hook(

@@ -12,10 +12,8 @@ from torch import nn
 
 from nap_stream.core.prior import cls_attention, row_attention, softmax_rows
 from nap_stream.errors import FeatureMapError
+from nap_stream.model.facts import FeatureSite, FunctionCall, MapLayout
 from nap_stream.model.sites import (
-    FeatureSite,
-    FunctionCall,
-    MapLayout,
     Take,
     Watched,
     is_floating,

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from nap_stream.model.facts import FeatureSite, FunctionCall, HeadSite, MapLayout
 from nap_stream.model.graph import (
     ACTIVATIONS,
     ATTENTIONS,
@@ -36,11 +37,7 @@ from nap_stream.model.layout import (
 )
 from nap_stream.model.layout import reduced_dims as reduced
 from nap_stream.model.sites import (
-    FeatureSite,
-    FunctionCall,
-    HeadSite,
     LinearCall,
-    MapLayout,
     attention_site,
     first_argument,
     is_floating,

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from nap_stream.errors import ModelError, NapStreamError
-from nap_stream.model.output import LogitsHook, logits_hook
+from nap_stream.model.facts import LogitsHook
+from nap_stream.model.output import logits_hook
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.sites import run_eagerly, unwrapped
 from nap_stream.settings.schema import OutputKind, PreprocessingSettings

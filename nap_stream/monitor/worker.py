@@ -17,7 +17,8 @@ from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.feed import on_cpu
 from nap_stream.fetched import shown
 from nap_stream.messages.reader import open_reader
-from nap_stream.model.execution import UNKNOWN, Execution, require_execution
+from nap_stream.model.execution import require_execution
+from nap_stream.model.facts import UNKNOWN, Execution
 from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import KnownModel, LoadedModel, choose_device, load_model
 from nap_stream.model.preprocessing import LARGEST_BATCH, default_batch_size

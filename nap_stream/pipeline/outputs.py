@@ -27,9 +27,10 @@ from nap_stream.model.elsewhere import (
     load_head,
 )
 from nap_stream.model.factory import class_names_of
+from nap_stream.model.facts import LogitsHook
 from nap_stream.model.forward import BatchScores, Forward, score_forward
 from nap_stream.model.kind_check import HeadCheck, KindCheck
-from nap_stream.model.output import LogitsHook, as_logits
+from nap_stream.model.output import as_logits
 from nap_stream.records import DecodedRows, Message, ModelOutput
 from nap_stream.settings.schema import LimitSettings, ModelSettings, OutputKind
 

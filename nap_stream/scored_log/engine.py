@@ -40,6 +40,8 @@ CHUNK_ROWS = 4_000_000
 CHUNK_FILES = 2_000
 """Of how many rows and files one question to DuckDB is at most; more than one file's at least."""
 FETCHED_ROWS = 65_536
+ROWS = "_rows"
+"""The view of a question of this program's own."""
 _UNTRUSTED = (
     "filter_pushdown",
     "join_filter_pushdown",
@@ -143,15 +145,17 @@ class Engine:
         files: Sequence[LogFile],
         sql: str,
         parameters: Sequence[Any] = (),
+        *,
         limit: int | None = None,
         within: str = "true",
+        view: str = ROWS,
     ) -> pa.Table:
-        """Answer a question to the view ``_rows`` of these files, in one go.
+        """Answer a question to the ``view`` of these files, in one go.
 
         No more than the first ``limit`` rows are taken; None for all. The view has the rows of
         which ``within`` is true.
 
-        Beside `SCAN_SCHEMA` the view has ``_row``, a row's place in its file, and ``_file``, the
+        Beside `SCAN_SCHEMA` `ROWS` has ``_row``, a row's place in its file, and ``_file``, the
         place of that in ``files`` where these are of one version.
 
         Raises:
@@ -164,7 +168,7 @@ class Engine:
 
         self._files.show(files)
         try:
-            self._show(files, within)
+            self._show(files, within, view)
             found = self._duck.sql(sql, params=list(parameters))
             return found.to_arrow_table() if limit is None else _first(found, limit)
         except duckdb.Error as error:
@@ -176,16 +180,20 @@ class Engine:
         finally:
             self._files.show(())
 
-    def _show(self, files: Sequence[LogFile], within: str) -> None:
-        if not files:
-            self._duck.register("_none", SCAN_SCHEMA.empty_table())
-            scans = ["SELECT *, 0 AS _file, 0 AS _row FROM _none"]
-        else:
-            scans = _scans(files)
-        rows = " UNION ALL ".join(scans)
+    def _show(self, files: Sequence[LogFile], within: str, view: str) -> None:
+        rows = " UNION ALL ".join(_scans(files)) if files else self._no_rows()
         if within != "true":
             rows = f"SELECT * FROM ({rows}) WHERE {within}"
-        self._duck.execute(f"CREATE OR REPLACE TEMP VIEW _rows AS {rows}")
+        if view != ROWS:
+            rows = f"SELECT * EXCLUDE (_file, _row) FROM ({rows})"
+        self._duck.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {rows}")
+
+    def _no_rows(self) -> str:
+        kinds = self._duck.from_arrow(SCAN_SCHEMA.empty_table()).types
+        columns = [
+            f'NULL::{kind} AS "{name}"' for name, kind in zip(SCAN_SCHEMA.names, kinds, strict=True)
+        ]
+        return f"SELECT {', '.join(columns)}, 0 AS _file, 0 AS _row WHERE false"
 
     def of_table(self, name: str, table: pa.Table, sql: str, parameters: Sequence[Any]) -> pa.Table:
         """Answer a question to a table that is called so in it."""

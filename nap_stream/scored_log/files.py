@@ -114,6 +114,8 @@ def files_of(
                             *(file.path, partition, first, last, file.footer),
                             *(file.size_bytes, file.mark, file.entry),
                         )
+                    if position >= end:
+                        return
             except ChainBrokenError as error:
                 if unread is None:
                     raise

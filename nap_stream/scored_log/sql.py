@@ -46,15 +46,17 @@ def run_sql(
     within = [f"epoch_ms(event_time) {sign} {ms}" for sign, ms in bounds if ms is not None]
     with Engine(store, unread, memory_bytes=memory_bytes) as engine:
         select = _one_select(engine, text)
-        bound = (
-            "WITH records AS NOT MATERIALIZED (SELECT * EXCLUDE (_file, _row) FROM _rows) "
-            f"FROM (\n{select}\n)"
-        )
         deadline = _Deadline(engine, seconds)
         try:
             with deadline:
-                ask = partial(engine.table, limit=limit + 1, within=" AND ".join(within) or "true")
-                return _sql_table(engine, query, partial(ask, sql=bound), deadline.check)
+                ask = partial(
+                    engine.table,
+                    sql=f"FROM (\n{select}\n)",
+                    limit=limit + 1,
+                    within=" AND ".join(within) or "true",
+                    view="records",
+                )
+                return _sql_table(engine, query, ask, deadline.check)
         except duckdb.InterruptException as error:
             raise deadline.error() from error
         except duckdb.OutOfMemoryException as error:

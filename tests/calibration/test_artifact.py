@@ -27,8 +27,7 @@ from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
 from nap_stream.errors import CalibrationError
-from nap_stream.model.execution import Execution
-from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
+from nap_stream.model.facts import Execution, FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.safetensors_bytes import FOREIGN_DTYPES, of_foreign_dtype
 from tests.support.small_calibration import MODEL, calibration_of

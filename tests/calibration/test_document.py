@@ -9,7 +9,7 @@ from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
-from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
+from nap_stream.model.facts import FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.small_calibration import MODEL, calibration_of
 

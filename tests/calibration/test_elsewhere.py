@@ -27,7 +27,8 @@ from nap_stream.errors import (
 )
 from nap_stream.evaluation.output import plot_calibration
 from nap_stream.image_files import iter_images
-from nap_stream.model.execution import UNKNOWN, require_execution
+from nap_stream.model.execution import require_execution
+from nap_stream.model.facts import UNKNOWN
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.ood_scorer import OODScorer
 from nap_stream.settings.elsewhere import ElsewhereSettings

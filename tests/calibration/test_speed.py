@@ -21,13 +21,8 @@ from nap_stream.cli.calibrate import show_calibration
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import CalibrationError, ModelError
 from nap_stream.model import execution as execution_module
-from nap_stream.model.execution import (
-    AGREEMENT,
-    Execution,
-    MeasuredExecution,
-    Speeds,
-    require_execution,
-)
+from nap_stream.model.execution import reduced_type, require_execution
+from nap_stream.model.facts import AGREEMENT, Execution, MeasuredExecution, Speeds
 from nap_stream.model.forward import Forward
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.weights import weights_of
@@ -116,7 +111,7 @@ def test_plain_float32_stays_unless_another_is_clearly_faster(
 
 
 def other_class(execution: Execution, seen: Forward) -> Forward:
-    if execution.reduced is None:
+    if reduced_type(execution) is None:
         return seen
     return replace(seen, logits=seen.logits.roll(1, dims=1))
 

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from nap_stream.calibration.artifact import write_calibration
 from nap_stream.cli.app import COMMANDS
 from tests.scored_log.builders import chain, origin, scored
+from tests.support.small_calibration import calibration_of
 
 HEAVY = ("torch", "ray", "pyarrow", "scipy", "kafka")
 # The list of commands is what a shell asks for again and again.
@@ -42,9 +46,12 @@ ASKED = (
     "query --by day,class",
     "sql 'select count(*) from records'",
     "show cars/0/0 --format json",
+    "show cars/0/0 --calibration {folder}/calibration --format json",
     "verify --deep",
     "history",
-    "report --out {out}",
+    "report --out {folder}/report.html",
+    "report --config {folder}/monitor.yaml --out {folder}/judged.html",
+    "query --config {folder}/monitor.yaml",
     "compact --dry-run",
     "prune --before 2026-01-02T00:00Z --by A --reason B --dry-run",
 )
@@ -52,13 +59,23 @@ ASKED = (
 
 def test_a_log_is_asked_without_torch(tmp_path: Path) -> None:
     chain(tmp_path / "log", [(2, [scored(origin(0)), scored(origin(1))])])
-    asked = [shlex.split(each.format(out=tmp_path / "report.html")) for each in ASKED]
+    scores = [float(number) for number in range(1_000)]
+    write_calibration(calibration_of(scores, scores, alpha=0.05), tmp_path / "calibration")
+    config = {
+        "kafka": {"bootstrap_servers": ["127.0.0.1:1"], "topic": "cars"},
+        "model": {"factory": "package.module:name", "preprocessing": {}},
+        "calibration": "calibration",
+        "log": {"root": "log"},
+    }
+    (tmp_path / "monitor.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    asked = [shlex.split(each.format(folder=tmp_path)) for each in ASKED]
     program = f"""
 import sys
 from nap_stream.cli import main
 
 for words in {asked}:
-    sys.argv = ["nap-stream", *words, "--log", {str(tmp_path / "log")!r}]
+    named = () if "--config" in words else ("--log", {str(tmp_path / "log")!r})
+    sys.argv = ["nap-stream", *words, *named]
     try:
         main()
     except SystemExit as ended:

@@ -14,7 +14,6 @@ from nap_stream.core.base_scores import energy
 from nap_stream.errors import CalibrationError, ModelError
 from nap_stream.model import execution as execution_module
 from nap_stream.model.execution import (
-    Execution,
     configured,
     float32_kernels,
     precisions_of,
@@ -22,6 +21,7 @@ from nap_stream.model.execution import (
     require_precision,
     slowness,
 )
+from nap_stream.model.facts import Execution
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import Forward
 from nap_stream.model.load import LoadedModel, adopt_module, load_model

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.facts import FeatureSite, HeadSite, MapLayout
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import capture
-from nap_stream.model.sites import FeatureSite, HeadSite, MapLayout, head_parameters
+from nap_stream.model.sites import head_parameters
 from tests.model.families import narrow
 from tests.support.small_models import SIZE, by_name
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from nap_stream.core.prior import nap
 from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.facts import FeatureSite, HeadSite
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import Forward, require_logits, run_forward
-from nap_stream.model.sites import FeatureSite, HeadSite
 from tests.support.small_models import CLASSES, SIZE, by_name
 
 POOL = FeatureSite("module_input", "pool", None, 0, (4, SIZE, SIZE))

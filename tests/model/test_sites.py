@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.facts import FeatureSite, HeadSite
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import Forward, capture, run_forward
 from nap_stream.model.load import load_model
-from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters, is_compiled
+from nap_stream.model.sites import head_parameters, is_compiled
 from tests.support.small_models import CLASSES, SIZE, ClsNet, SharedPoolNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings
 

@@ -207,7 +207,7 @@ def test_another_file_is_another_model(tmp_path: Path) -> None:
 
 
 def test_a_precision_that_onnx_does_not_take(tmp_path: Path) -> None:
-    from nap_stream.model.execution import Execution  # noqa: PLC0415
+    from nap_stream.model.facts import Execution  # noqa: PLC0415
 
     path = as_onnx(SmallNet(), tmp_path)
     settings = ModelSettings(weights=path, preprocessing=PREPROCESSING)

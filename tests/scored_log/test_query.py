@@ -24,10 +24,12 @@ from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.names import require_names
 from nap_stream.scored_log.query import (
     Query,
+    listed,
     most_anomalous,
     require_partitions,
     scan,
 )
+from nap_stream.scored_log.read import LOOK_BACK
 from nap_stream.scored_log.sql import run_sql
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
@@ -511,8 +513,8 @@ HOSTILE_SQL = [
     "RESET lock_configuration",
     "PRAGMA database_list",
     "CREATE TABLE made AS SELECT 1",
-    "CREATE OR REPLACE TEMP VIEW _rows AS SELECT 1",
-    "DROP VIEW _rows",
+    "CREATE OR REPLACE TEMP VIEW records AS SELECT 1",
+    "DROP VIEW records",
     "INSERT INTO records SELECT * FROM records",
     "SELECT 1; SELECT 2",
     "SELECT 1; COPY (SELECT 1) TO '{folder}/made'",
@@ -583,7 +585,55 @@ def test_sql_has_times_in_all_that_it_can_name(store: MemoryStore) -> None:
     since = Query(since_ms=NOON_MS + HOUR_MS)
     (counted,) = _sql(store, "SELECT count(*) FROM records", query=since)
     assert counted != _sql(store, "SELECT count(*) FROM records")[0]
-    assert _sql(store, "SELECT count(*) FROM temp._rows", query=since) == [counted]
+    assert _sql(store, "SELECT count(*) FROM temp.records", query=since) == [counted]
+
+
+class _Counting(MemoryStore):
+    """A store that counts how often each segment is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = Counter[str]()
+
+    def open(self, path: str) -> BinaryIO | None:
+        self.sent[path] += 1
+        return super().open(path)
+
+
+def test_a_file_is_sent_once_to_look_at_it_and_once_to_ask_it() -> None:
+    store = _Counting()
+    log = memory_log(store)
+    position = log.begin(CARS, 0)
+    paths = []
+    for base in range(0, 400, 10):
+        made = log.publish(CARS, position, base + 10, [_record(base, CARS)])
+        position, _ = made.position, paths.append(made.path)
+
+    def sent(ask: Callable[[], object]) -> Counter[str]:
+        store.sent.clear()
+        ask()
+        return store.sent
+
+    assert sent(lambda: aggregate(store, Query(), GroupBy.STATUS)) == dict.fromkeys(paths, 2)
+    one = sent(lambda: list(scan(store, Query(offsets=(200, 200)))))
+    # Before its file some are looked at, and after it none.
+    assert one[paths[20]] == 2
+    assert set(one) <= set(paths[20 - LOOK_BACK : 21])
+    some = list(listed(store, Query(offsets=(0, 99)), None))
+    once = sent(lambda: most_anomalous(store, Query(), 3, files=some))
+    assert set(once) <= set(paths[:10])
+
+
+@pytest.mark.parametrize("since_ms", [None, 2**41])
+def test_sql_has_one_view_of_the_same_columns_with_rows_and_without(
+    store: MemoryStore, since_ms: int | None
+) -> None:
+    asked = Query(since_ms=since_ms)
+    assert _sql(store, "SHOW TABLES", query=asked) == [("records",)]
+    assert _sql(store, "SELECT count(*) > 0 FROM records", query=asked) == [(since_ms is None,)]
+    kinds = _sql(store, "SELECT column_name, column_type FROM (DESCRIBE records)", query=asked)
+    assert [name for name, _ in kinds] == SCAN_SCHEMA.names
+    assert dict(kinds)["headers"] == 'STRUCT("name" VARCHAR, "value" BLOB)[]'
 
 
 def test_sql_without_end_gives_its_first_rows(root: Path) -> None:

@@ -16,8 +16,8 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import ScoreParameters
+from nap_stream.model.facts import FeatureSite
 from nap_stream.model.load import LoadedModel, OnePassScorer
-from nap_stream.model.sites import FeatureSite
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_settings import CPU, small_settings
