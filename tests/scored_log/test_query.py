@@ -607,7 +607,8 @@ def test_a_file_is_sent_once_to_look_at_it_and_once_to_ask_it() -> None:
     paths = []
     for base in range(0, 400, 10):
         made = log.publish(CARS, position, base + 10, [_record(base, CARS)])
-        position, _ = made.position, paths.append(made.path)
+        position = made.position
+        paths.append(made.path)
 
     def sent(ask: Callable[[], object]) -> Counter[str]:
         store.sent.clear()
