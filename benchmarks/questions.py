@@ -2,6 +2,7 @@
 
     python -m benchmarks.questions [--rows 10000000] [--rounds 3] [--log FOLDER]
         [--only NUMBER...]
+    python -m benchmarks.questions --monitored [--messages 20000] [--rounds 3]
 
 The log is that of `benchmarks.query`, with 1,000 alerts that were sent, the half of them
 acknowledged, and 30 runs with changed settings, and without kept images. Each command of the page
@@ -9,9 +10,14 @@ is a process of its own; names in it are exchanged for those of that log. What a
 nothing to ask here, and is left out; question 20 is asked without Kafka, 13 finds nothing to erase,
 and 14 has a copy of hard links each time. Prints rows of a table: medians of the rounds, in seconds
 of the clock and of all cores' time.
+
+``--monitored`` asks what that leaves out: 3 and 16 on the small log, model and kept images of the
+tests (`tests.cli.test_show`), where the start of torch is most of it; 20 of so many messages, JPEGs
+of 224 by 224, with the broker of the demo, whose own time does not count.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import resource
@@ -22,13 +28,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.query import FIRST_MS, make_log
+import numpy as np
+import pyarrow as pa
+import yaml
+from kafka import KafkaProducer
+from PIL import Image
+
+from benchmarks.query import FIRST_MS, day_rows, make_log
+from nap_stream.clock import ManualClock
+from nap_stream.demo.processes import embedded_broker
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.events import Event, append_event, read_events
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
+from tests.cli.test_show import address, monitored
+from tests.support.image_bytes import encoded
+from tests.support.topics import new_settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "audit.md"
 LEFT_OUT = {"3", "16"}
@@ -84,6 +104,7 @@ def run(arguments: list[str], folder: Path) -> str:
     ended = subprocess.run(  # noqa: S603  our own arguments
         [sys.executable, "-c", "from nap_stream.cli import main; main()", *arguments],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PAGE.parents[1])},
         capture_output=True,
         text=True,
         check=False,
@@ -92,6 +113,69 @@ def run(arguments: list[str], folder: Path) -> str:
     if ended.returncode not in {0, int(arguments[0] == "erase")}:
         raise SystemExit(f"{shlex.join(arguments)}: {ended.stderr}")
     return ended.stdout
+
+
+def ask_model(folder: Path, rounds: int) -> None:
+    """Questions 3 and 16: of a row that a small network has judged, whose image was kept."""
+    made = monitored(folder)
+    row = address(made.flagged)
+    example = {"partition": 0, "offset": made.flagged["offset"], "index": made.flagged["index"]}
+    told = {"examples": [example], "topic": "images", "state": "firing", "severity": "warning"}
+    sent = {"id": "drift-1", "type": "io.nap-stream.drift.firing", "data": told}
+    event = Event(
+        kind="alert", by="coordinator", topic="images", time_ms=FIRST_MS, data={"event": sent}
+    )
+    append_event(LocalStore(folder / "log"), event)
+    own = ["--config", "monitor.yaml"]
+    print_medians("3", ["show", row, *own, "--rescore", "--format", "json"], folder, rounds)
+    print_medians("16", ["show", "drift-1", *own, "--out", "example.png"], folder, rounds)
+
+
+def ask_broker(folder: Path, messages: int, rounds: int) -> None:
+    """Question 20: a partition of images, in the log and in a topic."""
+    own = np.random.default_rng(1)
+    images = [
+        encoded(Image.fromarray(own.integers(0, 255, (224, 224, 3), np.uint8)), "JPEG")
+        for _ in range(100)
+    ]
+    digests = [hashlib.sha256(image).hexdigest() for image in images]
+    with embedded_broker() as address:
+        kafka = new_settings(address)
+        partition = TopicPartition(kafka.topic, 0)
+        with closing(KafkaProducer(bootstrap_servers=[address])) as producer:
+            for number in range(messages):
+                producer.send(kafka.topic, value=images[number % 100])
+            producer.flush()
+        log = ScoredLog(
+            LocalStore(folder / "log"),
+            WriterIdentity("benchmark", "a1" * 32, "b1" * 32),
+            ManualClock(FIRST_MS),
+        )
+        rows = day_rows(0, 0, messages)
+        place = rows.column_names.index("sha256")
+        sha256 = pa.array([digests[number % 100] for number in range(messages)])
+        log.publish(
+            partition,
+            log.begin(partition, 0),
+            messages,
+            rows.set_column(place, rows.schema.field(place), sha256),
+        )
+        config = {
+            "kafka": {"bootstrap_servers": [address], "topic": kafka.topic},
+            "model": {"factory": "package.module:name", "preprocessing": {}},
+            "calibration": "calibration",
+            "log": {"root": "log"},
+        }
+        (folder / "calibration").mkdir()
+        (folder / "monitor.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        words = "verify --config monitor.yaml --deep --against-broker --contents"
+        print_medians(f"20, {messages:,} messages", words.split(), folder, rounds)
+
+
+def print_medians(name: str, arguments: list[str], folder: Path, rounds: int) -> None:
+    took = [timed(arguments, folder) for _ in range(rounds)]
+    clock, cores = (statistics.median(column) for column in zip(*took, strict=True))
+    print(f"| {name} | {cores:.1f} | {clock:.1f} |", flush=True)
 
 
 def timed(arguments: list[str], folder: Path) -> tuple[float, float]:
@@ -114,7 +198,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--only", nargs="*", metavar="NUMBER")
+    parser.add_argument("--monitored", action="store_true")
+    parser.add_argument("--messages", type=int, default=20_000)
     arguments = parser.parse_args()
+    if arguments.monitored:
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+            ask_model(Path(one), arguments.rounds)
+            ask_broker(Path(other), arguments.messages, arguments.rounds)
+        return
     # Beside the log, so that links can be made.
     with tempfile.TemporaryDirectory(dir=arguments.log and arguments.log.parent) as name:
         folder = Path(name)
