@@ -44,7 +44,7 @@ COMMANDS = {
     "run": _Command("run", "Run the monitor until it is stopped."),
     "produce": _Command("demo", "Send image files as messages, for a trial."),
     "alerts": _Command("alerts", "Print the alerts of the alert topic."),
-    "baseline": _Command("baseline", "Make a stretch of the log the baseline of drift."),
+    "baseline": _Command("baseline", "Make a stretch of the log a baseline."),
     "compare": _Command("baseline", "Compare a stretch of the log with a baseline."),
     "rebaseline": _Command("rebaseline", "Accept a known change of one key."),
     "query": _Command("query", "Show rows of the scored log, or count them."),
