@@ -29,10 +29,10 @@ from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.seals import read_seal, read_span, seal_paths, told_pruned
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect
-from nap_stream.settings.schema import LimitSettings, Settings
 
 if TYPE_CHECKING:
     from nap_stream.calibration.calibration import Calibration
+    from nap_stream.settings.schema import Settings
 
 Row = dict[str, Any]
 """A row of the log by the names of `SCAN_SCHEMA`, or of a table that is made of it."""
@@ -208,17 +208,19 @@ class FoundImage:
     looked: tuple[str, ...] = ()
 
 
-def find_image(row: Row, evidence: SegmentStore | None, settings: Settings | None) -> FoundImage:
+def find_image(row: Row, evidence: SegmentStore | None, settings: "Settings | None") -> FoundImage:
     """Find the bytes of a row's image: as evidence, else in Kafka. They have the row's SHA-256."""
     if row["format"] == "outputs":
         return FoundImage(None, "", ("the row is of a model's outputs: no image was sent",))
     if row["status"] not in {Status.OK, Status.NOT_FINITE} or row["sha256"] is None:
         return FoundImage(None, "", (f"the image could not be read: {row['error']}",))
-    limits = LimitSettings() if settings is None else settings.limits
     looked = []
     if evidence is None:
         looked.append("evidence: no root is given (--evidence, or evidence.root of --config)")
     else:
+        from nap_stream.settings.schema import LimitSettings  # noqa: PLC0415  it takes 0.1 s
+
+        limits = LimitSettings() if settings is None else settings.limits
         path = evidence_path(_milliseconds(row["scored_time"]), row["sha256"])
         where = f"{evidence.root}/{path}"
         try:
