@@ -3,8 +3,8 @@
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
@@ -27,9 +27,10 @@ from nap_stream.kafka.tokens import login_words
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import require_execution, require_precision, slowness
 from nap_stream.model.facts import Execution
-from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import input_size
 from nap_stream.monitor.session import cluster_resources
+from nap_stream.monitor.worker import load_to_check
 from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder
 from nap_stream.preview import ImageSeen, look_at, look_at_outputs
 from nap_stream.records import Status
@@ -343,14 +344,8 @@ def _device(settings: Settings, resources: Mapping[str, float]) -> torch.device 
 def _load(
     settings: Settings, calibration: Calibration | Finding, device: torch.device
 ) -> LoadedModel:
-    """The model as the calibration has it computed, where this device can; else plain float32."""
-    execution = Execution()
-    if isinstance(calibration, Calibration):
-        with suppress(NapStreamError):
-            calibrated = replace(calibration.document.execution, compile="off")
-            require_precision(calibrated.precision, device)
-            execution = calibrated
-    return load_model(settings.model, device, execution)
+    known = calibration if isinstance(calibration, Calibration) else None
+    return load_to_check(settings.model, known, device)
 
 
 def _described(loaded: LoadedModel) -> str:

@@ -7,6 +7,7 @@
     ├── CalibrationError             a calibration cannot be made or read
     │   └── FingerprintMismatchError a calibration belongs to another model
     ├── ReportError                  a report cannot be printed
+    ├── ReloadError                  a monitor that runs has not taken new settings
     ├── InputDataError               a folder or file of images is missing, empty or unreadable
     ├── BrokerError                  Kafka said no
     │   ├── BrokerUnavailableError   nobody answers (retriable)
@@ -80,6 +81,10 @@ class FingerprintMismatchError(CalibrationError):
 
 class ReportError(NapStreamError):
     """A report cannot be printed."""
+
+
+class ReloadError(NapStreamError):
+    """A monitor that runs has not taken new settings."""
 
 
 class InputDataError(NapStreamError):

@@ -39,6 +39,36 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def note_hangups() -> Iterator[threading.Event]:
+    """An event that each SIGHUP sets; the handler from before comes back at the end.
+
+    One that comes because the terminal is gone ends the process, as it does without this. Must be
+    entered in the main thread.
+    """
+    asked, had_terminal = threading.Event(), _has_terminal()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if had_terminal and not _has_terminal():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        asked.set()
+
+    before = signal.signal(signal.SIGHUP, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
 def writer_id(name: str) -> str:
     """Who writes to a log: unique over hosts, processes and restarts, and readable."""
     return f"{name}@{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

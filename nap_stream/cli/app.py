@@ -42,6 +42,7 @@ COMMANDS = {
     "evaluate": _Command("evaluate", "Measure how well methods tell OOD images apart."),
     "plan": _Command("plan", "Say what a promise about false alarms costs."),
     "run": _Command("run", "Run the monitor until it is stopped."),
+    "reload": _Command("reload", "Have a running monitor take up other settings."),
     "produce": _Command("demo", "Send image files as messages, for a trial."),
     "alerts": _Command("alerts", "Print the alerts of the alert topic."),
     "baseline": _Command("baseline", "Make a stretch of the log a baseline."),

@@ -12,7 +12,7 @@ from rich.text import Text
 from nap_stream.cli.images import images_table
 from nap_stream.cli.options import ConfigOption, show_warnings
 from nap_stream.errors import WorkerError
-from nap_stream.fetched import shown
+from nap_stream.fetched import is_address, shown
 from nap_stream.settings.load import load_settings, load_uncalibrated_settings, masked_yaml
 from nap_stream.text import printable
 
@@ -48,6 +48,8 @@ def run(
       nap-stream run --config monitor.yaml
       nap-stream run --config monitor.yaml --until-idle 10
 
+    SIGHUP, or `nap-stream reload`, has it take up what the file says now.
+
     Settings can be overridden from the environment, for example
     NAP_STREAM__KAFKA__BOOTSTRAP_SERVERS=broker:9092.
     """
@@ -70,6 +72,8 @@ def run(
             until_idle_s=until_idle,
             max_records=max_records,
             on_status=show,
+            reread=lambda: load_settings(config),
+            source=shown(config if is_address(config) else config.resolve()),
         )
     if result.status is not None:
         # A drift alert that did not fire says nothing of what could not be read.

@@ -18,6 +18,7 @@ from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import Journal, failed_words
+from nap_stream.monitor.reload import Answer, Mailbox, ReloadRequest
 from nap_stream.monitor.session import Claims
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import adopt_store_environment, configure_logging
@@ -44,6 +45,15 @@ class _ActorReporter:
 
     def report(self, report: WorkerReport) -> None:
         self._coordinator.report.remote(report)
+
+
+def check_model(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Load the model in a process of its own: what its code may do there, it does to no other."""
+    from nap_stream.monitor.worker import require_model  # noqa: PLC0415  as in `WorkerActor.run`
+
+    configure_logging(for_people=False)
+    adopt_store_environment(environment, os.environ)
+    require_model(settings)
 
 
 class WorkerActor:
@@ -123,18 +133,35 @@ class CoordinatorActor:
         self._settings, self._calibration, self._since = settings, calibration, since
         self._lock = threading.Lock()
         self._opened: Coordinator | None = None
-        self._tracing = OFF
+        self._journal: Journal | None = None
+        self._mailbox, self._tracing = Mailbox(), OFF
 
     @ray.method(concurrency_group="claims")
     def claims(self) -> Claims:
         """What no other monitor may have, also before it has started."""
         return self._claims
 
+    @ray.method(concurrency_group="claims")
+    def reload(self, request: ReloadRequest) -> Answer | None:
+        """Leave a request for the driver, and give its answer so far."""
+        return self._mailbox.ask(request)
+
+    @ray.method(concurrency_group="claims")
+    def exchange(self, answers: Mapping[str, Answer]) -> tuple[ReloadRequest, ...]:
+        """Take the driver's answers to requests, and give it those without one."""
+        return self._mailbox.exchange(answers)
+
+    def reload_refused(self, by: str, cause: str) -> None:
+        """Have the chain of events say so."""
+        self._coordinator()
+        if self._journal is not None:
+            self._journal.refused(by, cause)
+
     def start(self) -> str:
         """Open everything; return the address of /metrics."""
         with self._lock:
             if self._opened is None:
-                self._opened = self._open(None)
+                self._opened = self._open(self._since)
             return self._opened.metrics_url
 
     @ray.method(concurrency_group="line")
@@ -192,13 +219,14 @@ class CoordinatorActor:
         store = store_at(settings.log.root)
         require_root(store)
         self._tracing = open_tracing(settings, "coordinator", clock)
+        self._journal = Journal(store, settings, clock)
         coordinator = Coordinator(
             settings,
             self._calibration,
             [TracedSink(sink, self._tracing) for sink in open_sinks(settings, clock)],
             summaries=LogSummaries(store, settings, self._calibration.fingerprint),
             checkpoints=CheckpointStore(store, settings.alerts.monitor, settings.kafka.topic),
-            journal=Journal(store, settings, clock),
+            journal=self._journal,
             clock=clock,
             acceptances=AcceptanceReader(store, settings.kafka.topic, clock),
             node=str(get_node_ip_address()),  # type: ignore[no-untyped-call]  # ray has no types

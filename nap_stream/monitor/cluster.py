@@ -1,27 +1,32 @@
 """The driver's end of the Ray cluster: workers and coordinator are started, asked and ended."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
 import structlog
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nap_stream.clock import SystemClock
 from nap_stream.drift.records import CalibrationFacts
-from nap_stream.errors import NapStreamError, WorkerError
+from nap_stream.errors import ModelError, NapStreamError, WorkerError
 from nap_stream.files import full_disk
-from nap_stream.monitor.actors import CoordinatorActor, WorkerActor
+from nap_stream.monitor.actors import CoordinatorActor, WorkerActor, check_model
 from nap_stream.monitor.fleet import Fleet, Needs, PartitionCount, gpu_room, require_room, wanted
+from nap_stream.monitor.journal import failed_words
+from nap_stream.monitor.reload import Answer, ReloadRequest, Setup
 from nap_stream.monitor.session import (
+    ANSWER_S,
     NAMESPACE,
     NodeWatch,
     brief,
     claims,
     clash_error,
+    coordinator_name,
     gpus_a_worker,
     ray_folder,
     require_no_clash,
@@ -34,10 +39,10 @@ from nap_stream.scored_log.summary import LogEnds
 from nap_stream.settings.run import cpus_a_worker
 from nap_stream.settings.schema import Settings
 
-ANSWER_S = 5.0
-"""How long an answer may take that is normally there within a millisecond."""
 UNPLACED_S = 15.0
 """How long a worker may wait for a place before the log says so, again and again."""
+UNKNOWN = "unknown"
+"""A node, of a worker whose process is gone."""
 START_S = 120.0
 """How long an actor may take to be placed and to import torch on a cold machine."""
 
@@ -47,22 +52,23 @@ class RayWorker:
 
     def __init__(self, actor: Any, watch: NodeWatch) -> None:
         self._actor, self._watch = actor, watch
-        self._node, self._preempted = "", False
+        self.node, self._preempted = "", False
+        """The node's id, as far as `placed` knows it."""
         self._ready = actor.ready.remote()
         self._run = actor.run.remote()
 
     def placed(self) -> bool:
         """Whether it has, or had, a process: Ray has found room for it."""
-        if not self._node and _is_done(self._ready):
+        if not self.node and _is_done(self._ready):
             try:
-                self._node = str(ray.get(self._ready))
+                self.node = str(ray.get(self._ready))
             except RayError:
-                self._node = "unknown"
-        return bool(self._node)
+                self.node = UNKNOWN
+        return bool(self.node)
 
     def evicted(self) -> bool:
         """Whether its node is being drained, or was ended in good order, as `error` may tell."""
-        return self._preempted or (self.placed() and self._node in self._watch.drained)
+        return self._preempted or (self.placed() and self.node in self._watch.drained)
 
     def ended(self) -> bool:
         """Whether its run is over, well or badly."""
@@ -123,22 +129,18 @@ class RayCluster:
         partitions: PartitionCount | None = None,
         is_own: bool = False,
     ) -> None:
-        self._settings, self._count = settings, partitions
+        self._settings, self._count, self._is_own = settings, partitions, is_own
         self.may_wait = settings.worker.count == "auto" or settings.worker.autoscaled
         self._calibration = calibration.fingerprint
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
         self._environment = store_environment(os.environ)
-        worker = settings.worker
-        shared = resources() if is_own else {}
-        self.num_gpus = gpus_a_worker(settings)
-        on_gpus = gpu_room(self.num_gpus, shared.get("GPU", 0.0))
-        self.num_cpus = cpus_a_worker(worker, int(shared.get("CPU", 0.0)), on_gpus)
-        self._needs = Needs(self.num_cpus, self.num_gpus)
+        self._needs = _needs(settings, is_own=is_own)
+        self.num_cpus, self.num_gpus = self._needs.cpus, self._needs.gpus
         self._watch = NodeWatch()
-        require_room(worker, self._needs, self._watch.nodes)
+        require_room(settings.worker, self._needs, self._watch.nodes)
         claimed = claims(settings, topics or (settings.kafka.topic,))
         require_no_clash(claimed)
-        name = f"nap-stream-coordinator-{settings.kafka.group_id}"
+        self._name = name = coordinator_name(settings.kafka.group_id)
         # Within a group calls keep their order, and none waits for those of another group.
         options = {"concurrency_groups": {"line": 1, "tick": 1, "claims": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
@@ -167,6 +169,8 @@ class RayCluster:
             ray.kill(self._coordinator)
             raise
         self._tick: Any = None
+        self._exchanged: Any = None
+        self._newest: RayWorker | None = None
         self._clock = SystemClock()
         # Workers that Ray has not placed yet, and when the log is to say so.
         self._unplaced: dict[str, tuple[RayWorker, float]] = {}
@@ -216,6 +220,7 @@ class RayCluster:
             self._watch,
         )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
+        self._newest = worker
         return worker
 
     def worker_restarted(self, name: str) -> None:
@@ -241,6 +246,61 @@ class RayCluster:
             except RayError as error:
                 structlog.get_logger().error("coordinator_tick_failed", cause=brief(error))
         self._tick = self._coordinator.tick.remote(fleet)
+
+    def exchange(self, answers: Mapping[str, Answer]) -> Sequence[ReloadRequest]:
+        """Hand on answers to those who asked for a reload, give new requests; returns at once.
+
+        One exchange at a time, as with `tick`.
+        """
+        asked: Sequence[ReloadRequest] = ()
+        if self._exchanged is not None:
+            if not _is_done(self._exchanged):
+                return asked
+            with suppress(RayError):  # whoever asked asks again
+                asked = ray.get(self._exchanged)
+        self._exchanged = self._coordinator.exchange.remote(answers)
+        return asked
+
+    def reload_refused(self, by: str, error: Exception) -> None:
+        """Have the chain of events say that a reload was refused; returns at once."""
+        self._coordinator.reload_refused.remote(by, failed_words(error))
+
+    def require_startable(self, setup: Setup) -> None:
+        """Refuse what a run by these settings would be refused for here, once this one has ended.
+
+        The model is loaded where a worker runs, in a process of its own, on its CPU.
+
+        Raises:
+            NapStreamError: What is wrong.
+        """
+        settings = setup.settings
+        require_room(settings.worker, _needs(settings, is_own=self._is_own), self._watch.nodes)
+        topics = {one.partition.topic for one in setup.offsets}
+        require_no_clash(claims(settings, topics or (settings.kafka.topic,)), self._name)
+        node = self._newest.node if self._newest is not None and self._newest.placed() else UNKNOWN
+        if node == UNKNOWN:
+            node = ray.get_runtime_context().get_node_id()
+        check: Any = ray.remote(max_calls=1)(check_model).options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+        )
+        timeout_s = settings.driver.start_timeout_s
+        reference = check.remote(settings, self._environment)
+        try:
+            _answer(reference, timeout_s)
+        except GetTimeoutError as error:
+            ray.cancel(reference, force=True)
+            raise ModelError(
+                f"it was not loaded within driver.start_timeout_s, {timeout_s:g} s",
+                settings.model.where,
+            ) from error
+        except RayError as error:
+            raise ModelError(
+                f"it could not be loaded: {brief(error)}",
+                settings.model.where,
+                full_disk(ray_folder()),
+            ) from error
 
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view; None while it does not answer."""
@@ -296,6 +356,14 @@ class RayCluster:
             return {}
         what = f"a node with {self._needs} free; the Ray cluster has {self._has} in all"
         return dict.fromkeys(self._unplaced, what)
+
+
+def _needs(settings: Settings, *, is_own: bool) -> Needs:
+    """What a worker takes. Those of a Ray of its own divide what it has."""
+    shared = resources() if is_own else {}
+    gpus = gpus_a_worker(settings)
+    on_gpus = gpu_room(gpus, shared.get("GPU", 0.0))
+    return Needs(cpus_a_worker(settings.worker, int(shared.get("CPU", 0.0)), on_gpus), gpus)
 
 
 def _room() -> dict[str, float] | str:

@@ -96,6 +96,8 @@ class Ending(StrEnum):
     STOPPED = "stopped"
     IDLE = "idle"
     ENOUGH_RECORDS = "enough_records"
+    RELOAD = "reload"
+    """Another run with other settings takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,8 @@ class Driver:
     """Runs workers until a limit is reached, a signal comes or nothing more can be done.
 
     There are as many workers as the cluster says are wanted, while that changes. ``on_status`` is
-    shown the coordinator's status about four times a second.
+    shown the coordinator's status about four times a second. ``reloads`` is asked as often who
+    wants another run to take this one's place now; None where nobody does.
     """
 
     def __init__(
@@ -167,9 +170,11 @@ class Driver:
         *,
         clock: Clock,
         on_status: Callable[[CoordinatorStatus], None],
+        reloads: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._cluster, self._settings, self._limits = cluster, settings, limits
-        self._clock, self._on_status = clock, on_status
+        self._clock, self._on_status, self._reloads = clock, on_status, reloads
+        self._reason = ""
         self._slots: list[_Slot] = []
         self._incarnations: dict[str, int] = {}
         self._idle_since: float | None = None
@@ -191,13 +196,17 @@ class Driver:
         except Exception as error:
             self._shut_down(failed_words(error), input_ended=False)
             raise
-        unclean, status = self._shut_down(ending.value, input_ended=ending is Ending.IDLE)
+        reason = f"{ending.value}{self._reason}"
+        unclean, status = self._shut_down(reason, input_ended=ending is Ending.IDLE)
         return RunResult(ending, status, unclean)
 
     def _supervise(self, stop: threading.Event) -> Ending:
         while True:
             if stop.is_set():
                 return Ending.STOPPED
+            if (by := self._reloads()) is not None:
+                self._reason = f", asked for by {by}"
+                return Ending.RELOAD
             self._resize()
             self._cluster.tick(self._fleet())
             status = self._listen()

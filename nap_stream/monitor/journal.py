@@ -129,6 +129,12 @@ class Journal:
         self._add(EventKind.RUN_STOPPED, data)
         self.write(at_once=True, wait_s=wait_s)
 
+    def refused(self, by: str, cause: str) -> None:
+        """Write that somebody wanted other settings in force, and they were refused."""
+        data = {"asked_by": one_line(by[:MAX_FIELD]), "reason": one_line(cause[:MAX_FIELD])}
+        self._add(EventKind.RELOAD_REFUSED, data)
+        self.write(at_once=True)
+
     def tell(self, alerts: Iterable[AlertEvent]) -> None:
         """Take alerts that are about to be sent, in order, for the next `write`."""
         for alert in alerts:

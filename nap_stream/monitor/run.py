@@ -1,9 +1,11 @@
 """A whole run of the monitor, from preflight to the last alert."""
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -14,26 +16,26 @@ from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.drift.detectors import detection_plan
-from nap_stream.drift.records import CalibrationFacts
-from nap_stream.errors import ConfigError, LogRootError
+from nap_stream.errors import ConfigError, LogRootError, NapStreamError
 from nap_stream.files import publish
 from nap_stream.kafka.client import TopicCounter, connect, require_topics, topics_read
 from nap_stream.kafka.offsets import committed_offsets, offsets_of
 from nap_stream.model.execution import require_execution
 from nap_stream.monitor.cluster import RayCluster
-from nap_stream.monitor.driver import Driver, RunLimits, RunResult
+from nap_stream.monitor.driver import Driver, Ending, RunLimits, RunResult
 from nap_stream.monitor.fleet import COUNT_EVERY_S, COUNT_SELDOM_S, PartitionCount
-from nap_stream.monitor.session import ray_session
+from nap_stream.monitor.reload import Reloader, Setup, file_digests
+from nap_stream.monitor.session import end_coordinator, ray_session
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.commits import note_beginning
 from nap_stream.pipeline.outputs import known_outputs
 from nap_stream.pipeline.partition import ResumeFrom, require_within_topic
-from nap_stream.process import stop_on_signals, writer_id
+from nap_stream.process import note_hangups, stop_on_signals, writer_id
 from nap_stream.records import PartitionOffsets
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
-from nap_stream.scored_log.summary import LogSummaries
+from nap_stream.scored_log.summary import LogEnds, LogSummaries
 from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
 from nap_stream.tracing import require_library
@@ -49,41 +51,104 @@ def run_monitor(
     until_idle_s: float | None,
     max_records: int | None,
     on_status: Callable[[CoordinatorStatus], None],
+    reread: Callable[[], Settings] | None = None,
+    source: str = "",
 ) -> RunResult:
     """Check what can be checked at once, start the actors, supervise them to the end.
 
     ``address`` is of a Ray cluster; None for Ray on this machine, or the job's own cluster. The run
     ends when nothing came for ``until_idle_s`` seconds, or once ``max_records`` are logged at
-    least. ``on_status`` is shown the coordinator's status about four times a second.
+    least. ``on_status`` is shown the coordinator's status about four times a second. ``reread``
+    reads the settings again, from what people call ``source``, when a reload is asked for; None for
+    the same settings.
 
     Raises:
         NapStreamError: What keeps the monitor from starting or going on.
     """
-    calibration, offsets = _preflight(settings)
-    limits = RunLimits(until_idle_s, max_records)
-    cpus = settings.worker.at_least * (settings.worker.num_cpus or settings.worker.torch_threads)
+    # From here on, so that one that comes early is not the end of it.
+    with note_hangups() as hangup:
+        setup = _preflight(settings)
+        _begin(setup)
+        cpus = settings.worker.at_least * (
+            settings.worker.num_cpus or settings.worker.torch_threads
+        )
+        reloader = Reloader(
+            setup,
+            reread=reread or (lambda: settings),
+            preflight=_preflight,
+            source=source,
+            hangup=hangup,
+        )
+        with (
+            ray_session(address, cpus) as is_own,
+            stop_on_signals() as stop,
+            scrape_target(settings) as note_target,
+        ):
+            since = None
+            if max_records is not None:
+                ends = LogSummaries(
+                    store_at(settings.log.root), settings, setup.calibration.fingerprint
+                )
+                since = ends.ends()
+
+            def look(status: CoordinatorStatus) -> None:
+                note_target(status.metrics_url)
+                reloader.note(status)
+                on_status(status)
+
+            one_run = partial(
+                _run_once,
+                RunLimits(until_idle_s, max_records),
+                since=since,
+                is_own=is_own,
+                reloader=reloader,
+                stop=stop,
+                look=look,
+            )
+            while True:
+                try:
+                    result = one_run(setup)
+                except NapStreamError as error:
+                    if stop.is_set() or (before := reloader.back(error)) is None:
+                        raise
+                    setup = before
+                else:
+                    if result.ending is not Ending.RELOAD or stop.is_set():
+                        return result
+                    setup = reloader.take()
+                end_coordinator(settings.kafka.group_id, SystemClock())
+
+
+def _begin(setup: Setup) -> None:
+    """Have each partition's chain begun."""
+    settings, calibration = setup.settings, setup.calibration
     writer = WriterIdentity(
         writer_id("driver"), calibration.model_fingerprint, calibration.fingerprint
     )
-    store = store_at(settings.log.root)
-    chains = ScoredLog(store, writer, SystemClock())
-    begin_chains(chains, offsets, settings.kafka.start, settings.kafka.resume_from)
-    require_library(settings)
+    chains = ScoredLog(store_at(settings.log.root), writer, SystemClock())
+    begin_chains(chains, setup.offsets, settings.kafka.start, settings.kafka.resume_from)
+
+
+def _run_once(
+    limits: RunLimits,
+    setup: Setup,
+    *,
+    since: LogEnds | None,
+    is_own: bool,
+    reloader: Reloader,
+    stop: threading.Event,
+    look: Callable[[CoordinatorStatus], None],
+) -> RunResult:
+    """Run by one setup to its end, or until a reload; its coordinator is gone then."""
+    settings = setup.settings
+    topics = Counter(one.partition.topic for one in setup.offsets)
     counter = TopicCounter(settings.kafka, settings.reads)
-    counts = Counter(one.partition.topic for one in offsets)
-    partitions = PartitionCount(counts, counter, _count_every_s(settings, until_idle_s))
-    with (
-        closing(counter),
-        closing(partitions),
-        ray_session(address, cpus) as is_own,
-        stop_on_signals() as stop,
-    ):
-        since = None
-        if max_records is not None:
-            since = LogSummaries(store, settings, calibration.fingerprint).ends()
+    every_s = _count_every_s(settings, limits.until_idle_s)
+    partitions = PartitionCount(topics, counter, every_s)
+    with closing(counter), closing(partitions):
         cluster = RayCluster(
-            *(settings, calibration, since),
-            topics={one.partition.topic for one in offsets},
+            *(settings, setup.calibration, since),
+            topics=topics,
             partitions=partitions,
             is_own=is_own,
         )
@@ -94,15 +159,14 @@ def run_monitor(
             cpus_a_worker=cluster.num_cpus,
             gpus_a_worker=cluster.num_gpus,
         )
-        with scrape_target(settings) as note_target:
-
-            def look(status: CoordinatorStatus) -> None:
-                note_target(status.metrics_url)
-                on_status(status)
-
-            clock = SystemClock()
-            driver = Driver(cluster, settings.driver, limits, clock=clock, on_status=look)
-            result = driver.run(stop)
+        reloader.follow(cluster)
+        driver = Driver(
+            *(cluster, settings.driver, limits),
+            clock=SystemClock(),
+            on_status=look,
+            reloads=reloader.look,
+        )
+        result = driver.run(stop)
         log.info(
             "monitor_ended",
             ending=result.ending.value,
@@ -208,12 +272,10 @@ def scrape_target(settings: Settings) -> Iterator[Callable[[str | None], None]]:
             write([])
 
 
-def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[PartitionOffsets]]:
-    """Fail at once on what would fail after actors have started.
-
-    Returns what the coordinator must know of the calibration, and where the topic's partitions
-    begin and end.
-    """
+def _preflight(settings: Settings) -> Setup:
+    """Fail at once on what would fail after actors have started."""
+    # Before what they say is used: what is written meanwhile differs from it later.
+    files = file_digests(settings)
     calibration = load_calibration(settings.calibration)
     detection_plan(settings.drift, calibration.facts)
     block_watch(settings.drift, calibration.facts)
@@ -240,5 +302,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
             precision="unknown",
             calibrated_on="outputs" if document.model.elsewhere else "images",
         )
+    require_library(settings)
     committed = committed_offsets(settings.kafka, settings.reads)
-    return calibration.facts, offsets_of(settings.kafka, committed, topics)
+    offsets = offsets_of(settings.kafka, committed, topics)
+    return Setup(settings, calibration.facts, offsets, files)

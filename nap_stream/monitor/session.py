@@ -1,10 +1,12 @@
 """Ray itself: a session on a cluster or this machine, what it has, and its errors in a line."""
 
+import logging
 import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,25 @@ from typing import Any
 
 import ray
 import structlog
+from ray.exceptions import RayError
 
-from nap_stream.errors import WorkerError
+from nap_stream.clock import Clock
+from nap_stream.errors import ReloadError, WorkerError
 from nap_stream.monitor.fleet import Node, Repeated
+from nap_stream.monitor.reload import Answer, ReloadRequest, Stage, await_answer
 from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
 from nap_stream.settings.topics import TopicSelection
+from nap_stream.text import listed
 
 LOOK_AT_NODES_EVERY_S = 1.0
 NAMESPACE = "nap-stream"
 """Of the named actors of all monitors of a cluster: their coordinators."""
+COORDINATOR = "nap-stream-coordinator-"
+"""How their names begin; the consumer group follows."""
+GONE_EVERY_S = 0.05
+ANSWER_S = 5.0
+"""How long an answer may take that is normally there within a millisecond."""
 CLAIMS_S = 30.0
 """How long another monitor may take to say what it has: it may have begun just now."""
 
@@ -168,6 +179,95 @@ def claims(settings: Settings, topics: Iterable[str]) -> Claims:
         frozenset(kafka.bootstrap_servers),
         f"the monitor {alerts.monitor} of {kafka.topic}, in {alerts.topic} on {servers}",
     )
+
+
+def coordinator_name(group: str) -> str:
+    """The name of a monitor's coordinator, by its consumer group."""
+    return f"{COORDINATOR}{group}"
+
+
+def end_coordinator(group: str, clock: Clock) -> None:
+    """End a coordinator that may still be there, and wait until another may have its name."""
+    while True:
+        try:
+            ray.kill(ray.get_actor(coordinator_name(group), namespace=NAMESPACE))
+        except ValueError:
+            return
+        clock.sleep(GONE_EVERY_S)
+
+
+def ask_reload(
+    group: str,
+    by: str,
+    *,
+    address: str | None,
+    timeout_s: float,
+    clock: Clock,
+    on_stage: Callable[[Stage], None],
+) -> Answer:
+    """Have the monitor of a group read its settings again, and wait for what becomes of that.
+
+    ``address`` is of a Ray cluster; None for RAY_ADDRESS, or one that runs on this machine.
+
+    Raises:
+        ReloadError: It refused, ended, or did not answer in time, or is not there.
+        WorkerError: The cluster does not answer.
+    """
+    request = ReloadRequest(uuid.uuid4().hex, by)
+
+    def poll() -> Answer | None:
+        try:
+            actor: Any = ray.get_actor(coordinator_name(group), namespace=NAMESPACE)
+        except ValueError as error:
+            raise LookupError(group) from error
+        if not hasattr(actor, "reload"):
+            raise ReloadError(
+                "this monitor is of a version that cannot reload", group, "Stop and start it"
+            )
+        try:
+            answer: Answer | None = ray.get(actor.reload.remote(request), timeout=ANSWER_S)
+        except RayError:
+            return None
+        return answer
+
+    with _joined(address):
+        try:
+            return await_answer(poll, clock, timeout_s, on_stage)
+        except LookupError as error:
+            named = ray.util.list_named_actors(all_namespaces=True)
+            there = [str(one["name"]) for one in named if one["namespace"] == NAMESPACE]
+            groups = sorted(name.removeprefix(COORDINATOR) for name in there)
+            raise ReloadError(
+                "no monitor of this consumer group runs on this Ray cluster, "
+                f"but those of {listed(groups, 10)}"
+                if groups
+                else "no monitor runs on this Ray cluster",
+                f"kafka.group_id = {group}",
+                "Check --config and --address",
+            ) from error
+
+
+@contextmanager
+def _joined(address: str | None) -> Iterator[None]:
+    """A session on a cluster that is there already."""
+    if address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        with ray_session(address, cpus=1):
+            yield
+        return
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises no narrower one
+        raise WorkerError(
+            f"no Ray cluster on this machine lets this program in: {brief(error)}",
+            "without --address",
+            "Give --address. A run that has started Ray by itself has a token of its own: send its "
+            "process a SIGHUP, and see its log; or start it with RAY_AUTH_TOKEN set, and have the "
+            "same here",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def clash_error(key: str, what: str, other: str) -> WorkerError:

@@ -2,8 +2,8 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -13,11 +13,11 @@ from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import Calibration, base_scores_of, require_fingerprint
 from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
-from nap_stream.errors import FingerprintMismatchError, ModelError
+from nap_stream.errors import FingerprintMismatchError, ModelError, NapStreamError
 from nap_stream.feed import on_cpu
 from nap_stream.fetched import shown
 from nap_stream.messages.reader import open_reader
-from nap_stream.model.execution import require_execution
+from nap_stream.model.execution import require_execution, require_precision
 from nap_stream.model.facts import UNKNOWN, Execution
 from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import KnownModel, LoadedModel, choose_device, load_model
@@ -34,7 +34,7 @@ from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.run import WorkerSettings
-from nap_stream.settings.schema import PreprocessingSettings, Settings
+from nap_stream.settings.schema import ModelSettings, PreprocessingSettings, Settings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
 from nap_stream.tracing import OFF, Tracing, open_tracing
@@ -173,6 +173,37 @@ def load_calibrated(
     loaded = load_model(settings.model, device, execution, batch_size=batch_size)
     require_fingerprint(calibration, loaded)
     return calibration, loaded, threads
+
+
+def load_to_check(
+    settings: ModelSettings, calibration: Calibration | None, device: torch.device
+) -> LoadedModel:
+    """The model as the calibration has it computed, where this device can; else plain float32.
+
+    Raises:
+        NapStreamError: It cannot be loaded.
+    """
+    execution = Execution()
+    if calibration is not None:
+        with suppress(NapStreamError):
+            calibrated = replace(calibration.document.execution, compile="off")
+            require_precision(calibrated.precision, device)
+            execution = calibrated
+    return load_model(settings, device, execution)
+
+
+def require_model(settings: Settings) -> None:
+    """Load the model on the CPU, and refuse it where it is not the calibration's.
+
+    Raises:
+        NapStreamError: One of them cannot be loaded, or they do not belong together.
+    """
+    calibration = load_calibration(settings.calibration)
+    if settings.model.elsewhere is not None:
+        known_outputs(calibration, settings.model)
+        return
+    loaded = load_to_check(settings.model, calibration, torch.device("cpu"))
+    require_fingerprint(calibration, loaded)
 
 
 @contextmanager

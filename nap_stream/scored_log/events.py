@@ -55,6 +55,7 @@ class EventKind(StrEnum):
 
     RUN_STARTED = "run-started"
     RUN_STOPPED = "run-stopped"
+    RELOAD_REFUSED = "reload-refused"
     ALERT = "alert"
     ACKNOWLEDGED = "acknowledged"
     ACCEPTED = "accepted"

@@ -121,6 +121,8 @@ def _words(event: Event) -> str:
         case EventKind.RUN_STOPPED:
             rows = [each for each in _tree(data, "rows_by_status").values() if type(each) is int]
             what = f"{data.get('reason')}, {number(sum(rows))} rows"
+        case EventKind.RELOAD_REFUSED:
+            what = f"asked for by {data.get('asked_by')}: {data.get('reason')}"
         case EventKind.ALERT:
             told = _tree(data, "event")
             state, inner = str(told.get("type")).rpartition(".")[2], _tree(told, "data")
@@ -138,15 +140,19 @@ def _words(event: Event) -> str:
         case EventKind.ERASED:
             files = data.get("files") or "no"
             what = f"{files} files were there of what event {data.get('asked')} names"
-        case EventKind.PRUNING:
-            before = data.get("before_ms")
-            when = rfc3339(before) if type(before) is int else "?"
-            what = f"{_sealed_words(data)} before {when}: {data.get('reason')}"
-        case EventKind.PRUNED:
-            what = f"{_sealed_words(data)}: their files are gone"
+        case EventKind.PRUNING | EventKind.PRUNED:
+            what = _pruning_words(event.kind, data)
         case _:
             what = _value(dict(data))
     return what
+
+
+def _pruning_words(kind: str, data: Mapping[str, Any]) -> str:
+    if kind == EventKind.PRUNED:
+        return f"{_sealed_words(data)}: their files are gone"
+    before = data.get("before_ms")
+    when = rfc3339(before) if type(before) is int else "?"
+    return f"{_sealed_words(data)} before {when}: {data.get('reason')}"
 
 
 def _sealed_words(data: Mapping[str, Any]) -> str:

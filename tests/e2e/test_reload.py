@@ -1,0 +1,125 @@
+"""Another calibration and other settings for a monitor that runs, under load.
+
+Run it with ``-s`` to see how long partitions paused meanwhile.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nap_stream.scored_log.events import EventKind, read_events
+from nap_stream.scored_log.read import partitions, segments
+from tests.e2e.calibrated import calibrated
+from tests.e2e.monitor import Monitor, model_section, new_monitor, streaming
+from tests.e2e.on_ray import RayHead, running
+from tests.e2e.processes import Program, nap_stream
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.images import write_images
+from tests.support.log_files import read_footer
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+RATE = 60.0
+
+
+def test_a_monitor_takes_up_another_calibration_and_settings_while_images_come(
+    apache_kafka: ApacheKafka,
+    calibration: Path,
+    ray_head: RayHead,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration)
+    other = calibrated(tmp_path / "other", model_section(), first_seed=200_000)
+    images = write_images(tmp_path / "images", 60)
+
+    @contextmanager
+    def reload(name: str) -> Iterator[Program]:
+        command = nap_stream("reload", "--config", monitor.config, "--address", ray_head.address)
+        with Program(command, tmp_path / name, ray_head.environ) as asked:
+            asked.wait()
+            yield asked
+        _wait_for_rows(monitor, 60)
+
+    with running(monitor, ray_head, tmp_path / "run") as run:
+        with streaming(monitor, images, RATE) as sent:
+            _wait_for_rows(monitor, 60)
+
+            # A model of which a worker alone would have found that it is another.
+            _write(monitor, model=model_section() | {"kwargs": {"seed": 1}})
+            with reload("refused") as asked:
+                assert asked.wait() == 1, asked.tail
+                assert "the calibration was made with model" in asked.stderr
+
+            _write(monitor, model=model_section(), calibration=str(other))
+            with reload("taken") as asked:
+                assert asked.wait() == 0, asked.tail
+                assert "calibration_fingerprint: " in asked.stdout
+
+            _write(monitor, worker={"count": 1, "num_gpus": 0})
+            run.send(signal.SIGHUP)
+            wait_until(lambda: run.stderr.count('"reload_in_force"') == 2, lambda: run.tail)
+            with reload("unchanged") as asked:
+                assert asked.wait() == 0, asked.tail
+                assert "nothing has changed" in asked.stdout
+        wait_until(lambda: len(monitor.rows()) >= sent.messages, "all rows")
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0, run.tail
+
+    monitor.assert_complete(sent.messages)
+    assert '"worker_failed"' not in run.stderr
+    events = list(read_events(monitor.store))
+    told = [event.data for event in events if event.kind == EventKind.RUN_STARTED]
+    judged = [each["calibration_fingerprint"] for each in told]
+    assert len(judged) == 3
+    assert judged[0] != judged[1] == judged[2]
+    assert len({each["settings_sha256"] for each in told}) == 3
+    reasons = [e.data["reason"] for e in events if e.kind == EventKind.RUN_STOPPED]
+    assert [reason.partition(",")[0] for reason in reasons] == ["reload", "reload", "stopped"]
+    assert [e.kind for e in events].count(EventKind.RELOAD_REFUSED) == 1
+    footers = _footers(monitor)
+    for chain in footers.values():
+        by = [footer.calibration_fingerprint for footer in chain]
+        assert by == sorted(by, key=judged.index), "the one of before, then the new one"
+        assert set(by) == set(judged)
+    _tell_pauses(footers, record_property)
+
+
+def _write(monitor: Monitor, **sections: Any) -> None:
+    tree = yaml.safe_load(monitor.config.read_text()) | sections
+    monitor.config.write_text(yaml.safe_dump(tree))
+
+
+def _wait_for_rows(monitor: Monitor, count: int) -> None:
+    before = len(monitor.rows())
+    wait_until(lambda: len(monitor.rows()) >= before + count, f"{count} more rows")
+
+
+def _footers(monitor: Monitor) -> dict[int, list[Any]]:
+    store = monitor.store
+    return {
+        name.partition: [read_footer(store, path) for path in segments(store, name)]
+        for name in partitions(store, monitor.kafka.topic)
+    }
+
+
+def _tell_pauses(
+    footers: dict[int, list[Any]], record_property: Callable[[str, object], None]
+) -> None:
+    """The longest time without a row, of any partition, at each change of workers."""
+    changes = [
+        (after.created_time_ms - before.created_time_ms) / 1000
+        for chain in footers.values()
+        for before, after in pairwise(chain)
+        if before.writer_id != after.writer_id
+    ]
+    record_property("longest pause of a reload", max(changes))
+    sys.stdout.write(f"\npauses at changes of workers: {sorted(changes)} s")
