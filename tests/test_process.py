@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import pty
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from nap_stream.process import (
     adopt_store_environment,
     available_cpus,
     configure_logging,
+    note_hangups,
     stop_on_signals,
     store_environment,
 )
@@ -72,6 +75,45 @@ def test_further_terminations_change_nothing() -> None:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
+
+
+def test_a_hangup_is_noted_each_time() -> None:
+    with note_hangups() as asked:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+            assert asked.is_set()
+            asked.clear()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+ON_A_TERMINAL = """
+import os, signal, sys
+from nap_stream.process import note_hangups
+
+with note_hangups() as asked:
+    signal.raise_signal(signal.SIGHUP)
+    os.write(1, b"asked" if asked.is_set() else b"not asked")
+    asked.clear()
+    while not asked.wait(60):
+        pass
+    os.write(int(sys.argv[1]), b"asked once more")
+"""
+
+
+def test_a_program_ends_with_its_terminal_and_not_with_a_hangup_alone() -> None:
+    reads, writes = os.pipe()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.set_inheritable(writes, True)
+        os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(writes)])
+    os.close(writes)
+    assert os.read(terminal, 100) == b"asked"
+    os.close(terminal)
+    _, ended = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(ended)
+    assert os.WTERMSIG(ended) == signal.SIGHUP
+    with os.fdopen(reads, "rb") as said:
+        assert said.read() == b""
 
 
 def test_handlers_from_before_come_back() -> None:

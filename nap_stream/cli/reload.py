@@ -16,7 +16,7 @@ from nap_stream.settings.load import load_kafka_settings
 from nap_stream.text import moment, printable, rfc3339
 
 if TYPE_CHECKING:
-    from nap_stream.monitor.reload import Answer, Stage
+    from nap_stream.monitor.reload import Answer
 
 
 def reload(
@@ -50,7 +50,8 @@ def reload(
       nap-stream reload --config monitor.yaml --address 10.0.0.1:6379
       kill -HUP PID          # the same, for a run that has started Ray by itself; its log answers
     """
-    group = load_kafka_settings(config).group_id
+    group, told = load_kafka_settings(config).group_id, False
+    given = shown(config if is_address(config) else config.resolve())
     waits = {
         "asked": "waiting for the driver",
         "checking": "checking settings, calibration and model",
@@ -61,10 +62,15 @@ def reload(
     with console.status("looking for the monitor") as status:
         from nap_stream.monitor.session import ask_reload
 
-        def show(stage: "Stage") -> None:
-            status.update(waits[stage.value])
-            if not console.is_terminal:
-                tell(waits[stage.value])
+        def show(answer: "Answer") -> None:
+            nonlocal told
+            if not told and answer.source != given:
+                tell(f"the driver reads {answer.source} again, not {given}")
+            told = True
+            if answer.stage.value in waits:
+                status.update(waits[answer.stage.value])
+                if not console.is_terminal:
+                    tell(waits[answer.stage.value])
 
         answer = ask_reload(
             group,
@@ -72,17 +78,11 @@ def reload(
             address=address,
             timeout_s=timeout,
             clock=SystemClock(),
-            on_stage=show,
+            on_answer=show,
         )
-    _show(answer, shown(config if is_address(config) else config.resolve()))
-
-
-def _show(answer: "Answer", given: str) -> None:
-    if answer.source != given:
-        tell(f"the driver has read {answer.source}, not {given}")
     since = "" if answer.since_ms is None else f" since {moment(rfc3339(answer.since_ms))}"
     if not answer.changes:
-        typer.echo(f"nothing has changed: what {answer.source} says is in force{since}")
+        typer.echo(f"nothing has changed: the settings that are read are in force{since}")
         return
     typer.echo(f"in force{since}:")
     for name, was, now in answer.changes:

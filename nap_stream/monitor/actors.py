@@ -161,7 +161,7 @@ class CoordinatorActor:
         """Open everything; return the address of /metrics."""
         with self._lock:
             if self._opened is None:
-                self._opened = self._open(self._since)
+                self._opened = self._open(None)
             return self._opened.metrics_url
 
     @ray.method(concurrency_group="line")

@@ -18,7 +18,7 @@ from nap_stream.files import full_disk
 from nap_stream.monitor.actors import CoordinatorActor, WorkerActor, check_model
 from nap_stream.monitor.fleet import Fleet, Needs, PartitionCount, gpu_room, require_room, wanted
 from nap_stream.monitor.journal import failed_words
-from nap_stream.monitor.reload import Answer, ReloadRequest, Setup
+from nap_stream.monitor.reload import Answer, ReloadRequest
 from nap_stream.monitor.session import (
     ANSWER_S,
     NAMESPACE,
@@ -33,6 +33,7 @@ from nap_stream.monitor.session import (
     resources,
     resources_in_time,
 )
+from nap_stream.monitor.setup import Setup
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import store_environment
 from nap_stream.scored_log.summary import LogEnds
@@ -261,7 +262,7 @@ class RayCluster:
         self._exchanged = self._coordinator.exchange.remote(answers)
         return asked
 
-    def reload_refused(self, by: str, error: Exception) -> None:
+    def reload_refused(self, by: str, error: BaseException) -> None:
         """Have the chain of events say that a reload was refused; returns at once."""
         self._coordinator.reload_refused.remote(by, failed_words(error))
 

@@ -6,7 +6,7 @@ Knows no Ray: `nap_stream.monitor.cluster` provides the cluster.
 import itertools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol, TypeGuard
 
@@ -106,6 +106,12 @@ class RunLimits:
 
     until_idle_s: float | None = None
     max_records: int | None = None
+
+    def after(self, result: "RunResult") -> "RunLimits":
+        """What is left of them for a run that goes on with what another has begun."""
+        if self.max_records is None or result.status is None:
+            return self
+        return replace(self, max_records=self.max_records - result.status.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,44 +4,22 @@ Whoever asks leaves a request with the coordinator, whose driver looks there, an
 answer there. Knows no Ray: `nap_stream.monitor.session` finds the coordinator.
 """
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
 from nap_stream.clock import Clock, Deadline
-from nap_stream.drift.records import CalibrationFacts
-from nap_stream.errors import ConfigError, NapStreamError, ReloadError
+from nap_stream.errors import NapStreamError, ReloadError
+from nap_stream.monitor.setup import Change, Setup, change_words, changes, require_same_monitor
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.records import PartitionOffsets
-from nap_stream.scored_log.history import differences
-from nap_stream.settings.load import masked_tree
 from nap_stream.settings.schema import Settings
-from nap_stream.settings.values import Section
 from nap_stream.text import bounded, one_line
 
-FIXED = {
-    "kafka.bootstrap_servers": "the log has the offsets of one Kafka cluster",
-    "kafka.topic": "it names the stream in alerts, checkpoints and metrics",
-    "kafka.topics": "what is judged as one stream stays one",
-    "kafka.topic_pattern": "what is judged as one stream stays one",
-    "kafka.group_id": "by it the monitor is found, and others are kept from what it has",
-    "log.root": "a chain goes on where it began",
-    "alerts.monitor": "alerts that fire are ended under the name that they have",
-    "alerts.topic": "alerts that fire are ended where they were told",
-    "metrics.host": "whoever watches would lose sight of it",
-    "metrics.port": "whoever watches would lose sight of it",
-    "metrics.discovery_file": "whoever watches would lose sight of it",
-}
-"""What makes a monitor the one that it is, and why: another takes a stop and a start."""
-MAX_FILE_BYTES = 2**20
-"""Of a file that settings name, for its content to be compared. Fingerprints cover larger ones."""
 KEPT = 32
 """Answers, for those who have not heard them yet."""
 POLL_S = 0.5
@@ -49,20 +27,6 @@ SEEN_WITHIN_S = 3.0
 """So long a monitor may be away when it is first looked for: it may just be replaced."""
 BACK_WITHIN_S = 30.0
 """And so long later, before it is said to have ended."""
-NOT_SHOWN = "(not shown)"
-
-Change = tuple[str, str, str]
-"""Its name, and the value before and after, as people read them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a run is by, once that is checked. ``files`` are digests of small files, by key."""
-
-    settings: Settings
-    calibration: CalibrationFacts
-    offsets: Sequence[PartitionOffsets]
-    files: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +98,7 @@ class Counterpart(Protocol):
     def require_startable(self, setup: Setup) -> None:
         """Raise where a run by this could not start, as far as can be told. Takes its time."""
 
-    def reload_refused(self, by: str, error: Exception) -> None:
+    def reload_refused(self, by: str, error: BaseException) -> None:
         """Have it written that a reload was refused; returns at once."""
 
 
@@ -142,8 +106,8 @@ class Reloader:
     """Reads the settings again when asked, and says when a run by them is to begin.
 
     What is asked while it checks waits for another check: the file may have been written since. A
-    run by new settings that ends badly before all its workers have reported gives way to the one of
-    before, where its calibration is still there. For one thread; it checks in another.
+    run by new settings that ends badly before all its workers have reported gives way to the last
+    one that was in force, where that can still be had. For one thread; it checks in another.
 
     Args:
         setup: What the first run is by.
@@ -165,15 +129,18 @@ class Reloader:
         self._running, self._source, self._hangup = setup, source, hangup
         self._reread, self._preflight = reread, preflight
         self._cluster: Counterpart | None = None
-        self._waiting: dict[str, ReloadRequest] = {}
-        self._served: tuple[ReloadRequest, ...] = ()
         self._answers: dict[str, Answer] = {}
+        self._signals = 0
+        # Those who wait for a check, for the one that goes on, and for a run that begins.
+        self._waiting: list[ReloadRequest] = []
+        self._checking: list[ReloadRequest] = []
+        self._beginning: list[ReloadRequest] = []
         self._check: Future[Setup] | None = None
         self._next: Setup | None = None
-        self._before: Setup | None = None
         self._changes: tuple[Change, ...] = ()
+        self._before: Setup | None = None
+        """What was in force last, while another run begins."""
         self._since_ms: int | None = None
-        self._signals = 0
 
     def follow(self, cluster: Counterpart) -> None:
         """Take note of the cluster of a run that begins."""
@@ -191,7 +158,7 @@ class Reloader:
             self._take(ReloadRequest(f"signal-{self._signals}", "a signal"))
         if self._next is not None:
             # At the look after the check's: so those who asked have been told.
-            return ", ".join(dict.fromkeys(request.by for request in self._served))
+            return _names(self._beginning)
         if self._check is not None and self._check.done():
             self._conclude(self._check)
             self._check = None
@@ -206,14 +173,16 @@ class Reloader:
         if self._before is None or len(status.workers) < status.workers_expected:
             return
         self._before = None
-        self._answer(Stage.IN_FORCE, changes=self._changes, since_ms=self._since_ms)
-        structlog.get_logger().info("reload_in_force", changes=_told(self._changes))
+        structlog.get_logger().info("reload_in_force", changes=change_words(self._changes))
+        in_force = Answer(Stage.IN_FORCE, self._source, self._changes, self._since_ms)
+        self._answer(self._beginning, in_force)
 
     def take(self) -> Setup:
         """What the next run is by."""
         assert self._next is not None
-        self._before, self._running, self._next = self._running, self._next, None
-        self._answer(Stage.LOADING, changes=self._changes)
+        self._before = self._before or self._running
+        self._running, self._next = self._next, None
+        self._answer(self._beginning, Answer(Stage.LOADING, self._source, self._changes))
         return self._running
 
     def back(self, error: NapStreamError) -> Setup | None:
@@ -228,22 +197,24 @@ class Reloader:
             structlog.get_logger().error("settings_of_before_not_usable", cause=str(cause))
             return None
         if found.calibration.fingerprint != before.calibration.fingerprint:
-            structlog.get_logger().error("calibration_of_before_not_there")
+            now = found.calibration.fingerprint
+            structlog.get_logger().error("calibration_of_before_not_there", now=now)
             return None
         problem = f"a run by the new settings failed: {error.problem}"
-        self._answer(Stage.REFUSED, error=(problem, error.where, error.action))
+        told = (problem, error.where, error.action)
+        self._answer(self._beginning, Answer(Stage.REFUSED, self._source, error=told))
         self._running = found
         return found
 
     def _take(self, request: ReloadRequest) -> None:
-        self._waiting[request.id] = request
-        self._put(request.id, Answer(Stage.ASKED, self._source))
         structlog.get_logger().info("reload_asked", by=request.by)
+        self._waiting.append(request)
+        self._answer([request], Answer(Stage.ASKED, self._source))
 
     def _begin_check(self) -> None:
-        self._served, self._waiting = tuple(self._waiting.values()), {}
-        self._answer(Stage.CHECKING)
-        check = self._check = Future()
+        self._checking, self._waiting = self._waiting, []
+        self._answer(self._checking, Answer(Stage.CHECKING, self._source))
+        check = self._check = Future[Setup]()
 
         def work() -> None:
             try:
@@ -251,33 +222,39 @@ class Reloader:
             except BaseException as error:  # noqa: BLE001  whatever it is, the run goes on
                 check.set_exception(error)
 
-        # Nobody waits for it at the end of a run.
+        # A daemon: nobody waits for it at the end of a run.
         threading.Thread(target=work, name="reload", daemon=True).start()
 
     def _checked(self) -> Setup:
         """The settings as they are now, if a run by them could take the place of this one."""
+        assert self._cluster is not None
         settings = self._reread()
         require_same_monitor(self._running.settings, settings, self._source)
         found = self._preflight(settings)
-        assert self._cluster is not None
         self._cluster.require_startable(found)
         return found
 
-    def _conclude(self, check: "Future[Setup]") -> None:
-        log = structlog.get_logger()
-        by = ", ".join(request.by for request in self._served)
+    def _conclude(self, check: Future[Setup]) -> None:
+        log, by = structlog.get_logger(), _names(self._checking)
         if (error := check.exception()) is not None:
             self._refuse(error, by)
             return
         found = check.result()
-        self._changes = changes(self._running, found)
-        if not self._changes:
+        changed = changes(self._running, found)
+        if changed:
+            log.info("reload_begins", by=by, changes=change_words(changed))
+            other = ("another reload took the place of this one", "", "See `nap-stream history`")
+            self._answer(self._beginning, Answer(Stage.REFUSED, self._source, error=other))
+            self._next, self._changes, self._beginning = found, changed, self._checking
+            self._answer(self._beginning, Answer(Stage.REPLACING, self._source, changed))
+        elif self._before is not None:
+            # What they want begins already.
+            self._answer(self._checking, Answer(Stage.LOADING, self._source, self._changes))
+            self._beginning = [*self._beginning, *self._checking]
+        else:
             log.info("reload_unchanged", by=by)
-            self._answer(Stage.UNCHANGED, since_ms=self._since_ms)
-            return
-        self._next = found
-        log.info("reload_begins", by=by, changes=_told(self._changes))
-        self._answer(Stage.REPLACING, changes=self._changes)
+            unchanged = Answer(Stage.UNCHANGED, self._source, since_ms=self._since_ms)
+            self._answer(self._checking, unchanged)
 
     def _refuse(self, error: BaseException, by: str) -> None:
         log = structlog.get_logger()
@@ -287,83 +264,27 @@ class Reloader:
         else:
             told = (f"the check failed: {type(error).__name__}", "", "The driver's log says more")
             log.error("reload_refused", by=by, exc_info=error)
-        self._answer(Stage.REFUSED, error=told)
+        self._answer(self._checking, Answer(Stage.REFUSED, self._source, error=told))
         assert self._cluster is not None
-        if isinstance(error, Exception):
-            self._cluster.reload_refused(by, error)
+        self._cluster.reload_refused(by, error)
 
-    def _answer(self, stage: Stage, **more: Any) -> None:
-        """Have those who are served told how far it is."""
-        for request in self._served:
-            self._put(request.id, Answer(stage, self._source, **more))
-
-    def _put(self, name: str, answer: Answer) -> None:
-        self._answers[name] = answer
+    def _answer(self, requests: Sequence[ReloadRequest], answer: Answer) -> None:
+        """Have requests answered; an answer that was the last word stays that."""
+        for request in requests:
+            known = self._answers.get(request.id)
+            if known is None or known.stage not in OVER:
+                self._answers[request.id] = answer
         while len(self._answers) > KEPT:
             del self._answers[next(iter(self._answers))]
-
-
-def require_same_monitor(old: Settings, new: Settings, source: str) -> None:
-    """Refuse settings of another monitor.
-
-    Raises:
-        ConfigError: Naming what differs.
-    """
-    found = differences({"settings": masked_tree(old)}, {"settings": masked_tree(new)})
-    told = [
-        f"{name} is {now}, and {was} in the run: {FIXED[name]}"
-        for name, was, now in found
-        if name in FIXED
-    ]
-    if told:
-        lines = "\n  ".join(("what makes it this monitor was changed", *told))
-        raise ConfigError(
-            told[0] if len(told) == 1 else lines,
-            source,
-            "Put it back; or stop the run, and start it anew by this file",
-        )
-
-
-def changes(old: Setup, new: Setup) -> tuple[Change, ...]:
-    """What is another by a new setup; of what is secret, only that it is."""
-    seen = tuple(differences(_shown(old), _shown(new)))
-    names = {name for name, _, _ in seen}
-    unseen = [
-        key
-        for key in _differing(old.settings, new.settings)
-        if not any(name == key or name.startswith(f"{key}.") for name in names)
-    ]
-    files = [
-        f"{key}, the file's content"
-        for key in old.files.keys() & new.files.keys()
-        if old.files[key] != new.files[key] and key not in names
-    ]
-    return (*seen, *((name, NOT_SHOWN, NOT_SHOWN) for name in (*unseen, *sorted(files))))
-
-
-def file_digests(settings: Section) -> dict[str, str]:
-    """SHA-256, in hexadecimal, of the small files that settings name, by key.
-
-    Those that cannot be read are left out, and so is what the program itself writes.
-    """
-    found = {}
-    for key, path in _paths(settings, ""):
-        try:
-            if path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
-                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError:
-            continue
-    found.pop("metrics.discovery_file", None)
-    return found
 
 
 def await_answer(
     poll: Callable[[], Answer | None],
     clock: Clock,
     timeout_s: float,
-    on_stage: Callable[[Stage], None],
+    on_answer: Callable[[Answer], None],
 ) -> Answer:
-    """Wait until a request is answered for good.
+    """Wait until a request is answered for good; ``on_answer`` is shown each word of it.
 
     ``poll`` leaves the request and gives the answer so far; None for none, also where the
     coordinator is silent. It raises `LookupError` where the monitor is not there.
@@ -387,12 +308,12 @@ def await_answer(
                 ) from None
         if answer is not None and answer.stage is not told:
             told = answer.stage
+            on_answer(answer)
             if told is Stage.REFUSED:
                 problem, where, action = answer.error
                 raise ReloadError(f"the monitor goes on as before: {problem}", where, action)
             if told in OVER:
                 return answer
-            on_stage(told)
         if deadline.expired():
             raise ReloadError(
                 f"no answer in {timeout_s:g} s, the last word was: {told or 'none'}",
@@ -402,37 +323,5 @@ def await_answer(
         clock.sleep(POLL_S)
 
 
-def _shown(setup: Setup) -> dict[str, Any]:
-    return {
-        "calibration_fingerprint": setup.calibration.fingerprint,
-        "model_fingerprint": setup.calibration.model_fingerprint,
-        "settings": masked_tree(setup.settings),
-    }
-
-
-def _told(changed: Sequence[Change]) -> list[str]:
-    return [f"{name}: {was} → {now}" for name, was, now in changed]
-
-
-def _differing(old: Section, new: Section, above: str = "") -> Iterator[str]:
-    """The keys of values that differ, secrets too."""
-    for name in type(old).model_fields:
-        was, now = getattr(old, name), getattr(new, name)
-        if was == now:
-            continue
-        if isinstance(was, Section) and type(was) is type(now):
-            yield from _differing(was, now, f"{above}{name}.")
-        else:
-            yield f"{above}{name}"
-
-
-def _paths(value: Any, key: str) -> Iterator[tuple[str, Path]]:
-    """The paths within settings, by key."""
-    if isinstance(value, Path):
-        yield key, value
-    elif isinstance(value, Section):
-        for name in type(value).model_fields:
-            yield from _paths(getattr(value, name), f"{key}.{name}".removeprefix("."))
-    elif isinstance(value, tuple | list):
-        for number, each in enumerate(value):
-            yield from _paths(each, f"{key}.{number}")
+def _names(requests: Sequence[ReloadRequest]) -> str:
+    return ", ".join(dict.fromkeys(request.by for request in requests))

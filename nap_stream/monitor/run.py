@@ -24,8 +24,9 @@ from nap_stream.model.execution import require_execution
 from nap_stream.monitor.cluster import RayCluster
 from nap_stream.monitor.driver import Driver, Ending, RunLimits, RunResult
 from nap_stream.monitor.fleet import COUNT_EVERY_S, COUNT_SELDOM_S, PartitionCount
-from nap_stream.monitor.reload import Reloader, Setup, file_digests
+from nap_stream.monitor.reload import Reloader
 from nap_stream.monitor.session import end_coordinator, ray_session
+from nap_stream.monitor.setup import Setup, file_digests
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.commits import note_beginning
 from nap_stream.pipeline.outputs import known_outputs
@@ -35,7 +36,7 @@ from nap_stream.records import PartitionOffsets
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
-from nap_stream.scored_log.summary import LogEnds, LogSummaries
+from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
 from nap_stream.tracing import require_library
@@ -84,39 +85,51 @@ def run_monitor(
             stop_on_signals() as stop,
             scrape_target(settings) as note_target,
         ):
-            since = None
-            if max_records is not None:
-                ends = LogSummaries(
-                    store_at(settings.log.root), settings, setup.calibration.fingerprint
-                )
-                since = ends.ends()
 
             def look(status: CoordinatorStatus) -> None:
                 note_target(status.metrics_url)
                 reloader.note(status)
                 on_status(status)
 
-            one_run = partial(
-                _run_once,
+            return follow_reloads(
+                setup,
                 RunLimits(until_idle_s, max_records),
-                since=since,
-                is_own=is_own,
+                partial(_run_once, is_own=is_own, reloader=reloader, stop=stop, look=look),
                 reloader=reloader,
                 stop=stop,
-                look=look,
+                make_way=lambda: end_coordinator(settings.kafka.group_id, SystemClock()),
             )
-            while True:
-                try:
-                    result = one_run(setup)
-                except NapStreamError as error:
-                    if stop.is_set() or (before := reloader.back(error)) is None:
-                        raise
-                    setup = before
-                else:
-                    if result.ending is not Ending.RELOAD or stop.is_set():
-                        return result
-                    setup = reloader.take()
-                end_coordinator(settings.kafka.group_id, SystemClock())
+
+
+def follow_reloads(
+    setup: Setup,
+    limits: RunLimits,
+    run: Callable[[Setup, RunLimits], RunResult],
+    *,
+    reloader: Reloader,
+    stop: threading.Event,
+    make_way: Callable[[], None],
+) -> RunResult:
+    """Run by one setup after the other; give the end of the last one.
+
+    ``make_way`` is called between them.
+
+    Raises:
+        NapStreamError: A run failed, and there is none before it to go back to.
+    """
+    while True:
+        try:
+            result = run(setup, limits)
+        except NapStreamError as error:
+            before = None if stop.is_set() else reloader.back(error)
+            if before is None:
+                raise
+            setup = before
+        else:
+            if result.ending is not Ending.RELOAD or stop.is_set():
+                return result
+            setup, limits = reloader.take(), limits.after(result)
+        make_way()
 
 
 def _begin(setup: Setup) -> None:
@@ -130,10 +143,9 @@ def _begin(setup: Setup) -> None:
 
 
 def _run_once(
-    limits: RunLimits,
     setup: Setup,
+    limits: RunLimits,
     *,
-    since: LogEnds | None,
     is_own: bool,
     reloader: Reloader,
     stop: threading.Event,
@@ -146,6 +158,10 @@ def _run_once(
     every_s = _count_every_s(settings, limits.until_idle_s)
     partitions = PartitionCount(topics, counter, every_s)
     with closing(counter), closing(partitions):
+        since = None
+        if limits.max_records is not None:
+            store = store_at(settings.log.root)
+            since = LogSummaries(store, settings, setup.calibration.fingerprint).ends()
         cluster = RayCluster(
             *(settings, setup.calibration, since),
             topics=topics,

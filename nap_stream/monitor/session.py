@@ -16,10 +16,10 @@ import ray
 import structlog
 from ray.exceptions import RayError
 
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import ReloadError, WorkerError
 from nap_stream.monitor.fleet import Node, Repeated
-from nap_stream.monitor.reload import Answer, ReloadRequest, Stage, await_answer
+from nap_stream.monitor.reload import Answer, ReloadRequest, await_answer
 from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
 from nap_stream.settings.topics import TopicSelection
@@ -30,7 +30,8 @@ NAMESPACE = "nap-stream"
 """Of the named actors of all monitors of a cluster: their coordinators."""
 COORDINATOR = "nap-stream-coordinator-"
 """How their names begin; the consumer group follows."""
-GONE_EVERY_S = 0.05
+GONE_WITHIN_S, GONE_EVERY_S = 60.0, 0.05
+"""How long a coordinator that is ended keeps its name at most, and how often that is asked."""
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
 CLAIMS_S = 30.0
@@ -187,12 +188,19 @@ def coordinator_name(group: str) -> str:
 
 
 def end_coordinator(group: str, clock: Clock) -> None:
-    """End a coordinator that may still be there, and wait until another may have its name."""
+    """End a coordinator that may still be there, and wait until another may have its name.
+
+    Raises:
+        WorkerError: It is still there after a while.
+    """
+    deadline = Deadline(clock, GONE_WITHIN_S)
     while True:
         try:
             ray.kill(ray.get_actor(coordinator_name(group), namespace=NAMESPACE))
         except ValueError:
             return
+        if deadline.expired():
+            raise WorkerError("the coordinator of before is still there", coordinator_name(group))
         clock.sleep(GONE_EVERY_S)
 
 
@@ -203,7 +211,7 @@ def ask_reload(
     address: str | None,
     timeout_s: float,
     clock: Clock,
-    on_stage: Callable[[Stage], None],
+    on_answer: Callable[[Answer], None],
 ) -> Answer:
     """Have the monitor of a group read its settings again, and wait for what becomes of that.
 
@@ -232,7 +240,7 @@ def ask_reload(
 
     with _joined(address):
         try:
-            return await_answer(poll, clock, timeout_s, on_stage)
+            return await_answer(poll, clock, timeout_s, on_answer)
         except LookupError as error:
             named = ray.util.list_named_actors(all_namespaces=True)
             there = [str(one["name"]) for one in named if one["namespace"] == NAMESPACE]

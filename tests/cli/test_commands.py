@@ -20,6 +20,7 @@ COMMANDS = (
     "calibrate",
     "evaluate",
     "run",
+    "reload",
     "produce",
     "alerts",
     "plan",

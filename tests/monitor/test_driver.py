@@ -194,6 +194,37 @@ def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
     assert cluster.finished_with_s == SETTINGS.shutdown_deadline_s
 
 
+def test_a_reload_ends_a_run_in_good_order_and_says_who_asked() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker()])
+    driver = Driver(
+        *(cluster, SETTINGS, RunLimits(max_records=10)),
+        clock=cluster.clock,
+        on_status=lambda _status: None,
+        reloads=lambda: "ann@a" if cluster.clock.monotonic() >= 5 else None,
+    )
+    cluster.view = lambda _now: status(rows=4)
+
+    result = driver.run(threading.Event())
+
+    assert result.ending is Ending.RELOAD
+    assert (cluster.input_ended, cluster.reason) == (False, "reload, asked for by ann@a")
+    assert cluster.workers[0].stopped
+    assert RunLimits(max_records=10).after(result).max_records == 6
+    assert RunLimits(5.0).after(result) == RunLimits(5.0)
+
+
+def test_a_stop_comes_before_a_reload() -> None:
+    cluster, stop = FakeCluster(ManualClock(), []), threading.Event()
+    stop.set()
+    driver = Driver(
+        *(cluster, SETTINGS, FOREVER),
+        clock=cluster.clock,
+        on_status=lambda _status: None,
+        reloads=lambda: "ann@a",
+    )
+    assert driver.run(stop).ending is Ending.STOPPED
+
+
 def test_the_coordinator_ticks_before_each_look_and_not_when_it_is_only_asked() -> None:
     cluster = FakeCluster(ManualClock(), [FakeWorker()])
 

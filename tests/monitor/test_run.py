@@ -1,6 +1,7 @@
 """Where the chains of a first run start, and what a run tells others of itself."""
 
 import json
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,13 +11,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import LogRootError, OffsetRangeError
-from nap_stream.monitor.run import begin_chains, scrape_target
+from nap_stream.errors import LogRootError, NapStreamError, OffsetRangeError, WorkerGaveUpError
+from nap_stream.monitor.driver import Ending, RunLimits, RunResult
+from nap_stream.monitor.reload import Stage
+from nap_stream.monitor.run import begin_chains, follow_reloads, scrape_target
+from nap_stream.monitor.setup import Setup
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.format import ROWS
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import Settings
+from tests.monitor.test_driver import status
+from tests.monitor.test_reload import ANN, NEW, OLD, Run
 from tests.support.memory_store import MemoryStore
 
 
@@ -131,6 +137,59 @@ def test_a_topic_that_was_added_begins_where_it_does_now() -> None:
     added = [TopicPartition(topic, number) for topic in ("a", "z") for number in range(2)]
     begin_chains(log, [between(one, 3, 7) for one in (old, *added)], "latest")
     assert begun(log, [old, *added]) == [10, 3, 3, 3, 3]
+
+
+class Runs:
+    """What `follow_reloads` is given: runs that end, or fail, one after the other."""
+
+    def __init__(self, *ends: Ending | NapStreamError) -> None:
+        self.ends, self.seen = list(ends), list[str]()
+        self.of, self.stop = Run(now=NEW), threading.Event()
+
+    def __call__(self, setup: Setup, limits: RunLimits) -> RunResult:
+        name = "new" if setup.settings == NEW else "old"
+        self.seen.append(f"{name}, {limits.max_records} left")
+        end = self.ends.pop(0)
+        if isinstance(end, NapStreamError):
+            raise end
+        if end is Ending.RELOAD:
+            self.of.look_until(ANN, Stage.REPLACING)
+        return RunResult(end, status(rows=4), ())
+
+    def follow(self) -> RunResult:
+        return follow_reloads(
+            *(self.of.preflight(OLD), RunLimits(max_records=10), self),
+            reloader=self.of.reloader,
+            stop=self.stop,
+            make_way=lambda: self.seen.append("way"),
+        )
+
+
+def test_a_reload_is_followed_by_a_run_that_goes_on_with_its_limits() -> None:
+    runs = Runs(Ending.RELOAD, Ending.ENOUGH_RECORDS)
+    assert runs.follow().ending is Ending.ENOUGH_RECORDS
+    assert runs.seen == ["old, 10 left", "way", "new, 6 left"]
+
+
+def test_a_run_by_new_settings_that_fails_is_followed_by_one_by_those_of_before() -> None:
+    runs = Runs(Ending.RELOAD, WorkerGaveUpError("it failed"), Ending.STOPPED)
+    assert runs.follow().ending is Ending.STOPPED
+    assert runs.seen == ["old, 10 left", "way", "new, 6 left", "way", "old, 6 left"]
+
+
+def test_a_run_that_fails_by_itself_is_the_end() -> None:
+    runs = Runs(WorkerGaveUpError("it failed"))
+    with pytest.raises(WorkerGaveUpError, match="it failed"):
+        runs.follow()
+    both = Runs(Ending.RELOAD, WorkerGaveUpError("new"), WorkerGaveUpError("old"))
+    with pytest.raises(WorkerGaveUpError, match="old"):
+        both.follow()
+
+
+def test_a_stop_that_comes_during_a_reload_is_the_end() -> None:
+    runs = Runs(Ending.RELOAD)
+    runs.stop.set()
+    assert runs.follow().ending is Ending.RELOAD
 
 
 def test_prometheus_is_told_where_the_coordinator_is_and_when_there_is_none(

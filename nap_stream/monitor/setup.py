@@ -1,0 +1,137 @@
+"""What a run is by, and what another setup has that is not so."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nap_stream.drift.records import CalibrationFacts
+from nap_stream.errors import ConfigError
+from nap_stream.records import PartitionOffsets
+from nap_stream.scored_log.history import differences
+from nap_stream.settings.load import masked_tree
+from nap_stream.settings.schema import Settings
+from nap_stream.settings.values import Section
+
+FIXED = {
+    "kafka.bootstrap_servers": "the log has the offsets of one Kafka cluster",
+    "kafka.topic": "it names the stream in alerts, checkpoints and metrics",
+    "kafka.topics": "what is judged as one stream stays one",
+    "kafka.topic_pattern": "what is judged as one stream stays one",
+    "kafka.group_id": "by it the monitor is found, and others are kept from what it has",
+    "log.root": "a chain goes on where it began",
+    "alerts.monitor": "alerts that fire are ended under the name that they have",
+    "alerts.topic": "alerts that fire are ended where they were told",
+    "metrics.host": "whoever watches would lose sight of it",
+    "metrics.port": "whoever watches would lose sight of it",
+    "metrics.discovery_file": "whoever watches would lose sight of it",
+}
+"""What makes a monitor the one that it is, and why: another takes a stop and a start."""
+MAX_FILE_BYTES = 2**20
+"""Of a file that settings name, for its content to be compared. Fingerprints cover larger ones."""
+NOT_SHOWN = "(not shown)"
+
+Change = tuple[str, str, str]
+"""Its name, and the value before and after, as people read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run is by, once that is checked. ``files`` are digests of small files, by key."""
+
+    settings: Settings
+    calibration: CalibrationFacts
+    offsets: Sequence[PartitionOffsets]
+    files: Mapping[str, str]
+
+
+def require_same_monitor(old: Settings, new: Settings, source: str) -> None:
+    """Refuse settings of another monitor.
+
+    Raises:
+        ConfigError: Naming what differs.
+    """
+    found = differences({"settings": masked_tree(old)}, {"settings": masked_tree(new)})
+    told = [
+        f"{name} is {now}, and {was} in the run: {FIXED[name]}"
+        for name, was, now in found
+        if name in FIXED
+    ]
+    if told:
+        lines = "\n  ".join(("what makes it this monitor was changed", *told))
+        raise ConfigError(
+            told[0] if len(told) == 1 else lines,
+            source,
+            "Put it back; or stop the run, and start it anew by this file",
+        )
+
+
+def changes(old: Setup, new: Setup) -> tuple[Change, ...]:
+    """What is another by a new setup; of what is secret, only that it is."""
+    seen = tuple(differences(_shown(old), _shown(new)))
+    names = {name for name, _, _ in seen}
+    unseen = [
+        key
+        for key in _differing(old.settings, new.settings)
+        if not any(name == key or name.startswith(f"{key}.") for name in names)
+    ]
+    files = [
+        f"{key}, the file's content"
+        for key in old.files.keys() & new.files.keys()
+        if old.files[key] != new.files[key] and key not in names
+    ]
+    return (*seen, *((name, NOT_SHOWN, NOT_SHOWN) for name in (*unseen, *sorted(files))))
+
+
+def file_digests(settings: Section) -> dict[str, str]:
+    """SHA-256, in hexadecimal, of the small files that settings name, by key.
+
+    Those that cannot be read are left out, and so is what the program itself writes.
+    """
+    found = {}
+    for key, path in _paths(settings, ""):
+        try:
+            if path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
+                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            continue
+    found.pop("metrics.discovery_file", None)
+    return found
+
+
+def change_words(changed: Sequence[Change]) -> list[str]:
+    """Changes as a person reads them."""
+    return [f"{name}: {was} → {now}" for name, was, now in changed]
+
+
+def _shown(setup: Setup) -> dict[str, Any]:
+    return {
+        "calibration_fingerprint": setup.calibration.fingerprint,
+        "model_fingerprint": setup.calibration.model_fingerprint,
+        "settings": masked_tree(setup.settings),
+    }
+
+
+def _differing(old: Section, new: Section, above: str = "") -> Iterator[str]:
+    """The keys of values that differ, secrets too."""
+    for name in type(old).model_fields:
+        was, now = getattr(old, name), getattr(new, name)
+        if was == now:
+            continue
+        if isinstance(was, Section) and type(was) is type(now):
+            yield from _differing(was, now, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
+def _paths(value: Any, key: str) -> Iterator[tuple[str, Path]]:
+    """The paths within settings, by key."""
+    if isinstance(value, Path):
+        yield key, value
+    elif isinstance(value, Section):
+        for name in type(value).model_fields:
+            yield from _paths(getattr(value, name), f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, tuple | list):
+        for number, each in enumerate(value):
+            yield from _paths(each, f"{key}.{number}")

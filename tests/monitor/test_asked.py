@@ -1,0 +1,104 @@
+"""How a reload is asked for on a real Ray cluster, and how another run takes a monitor's place."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from nap_stream.clock import SystemClock
+from nap_stream.errors import CalibrationError, ReloadError, WorkerError
+from nap_stream.monitor.cluster import RayCluster
+from nap_stream.monitor.reload import Answer, ReloadRequest, Stage
+from nap_stream.monitor.session import ask_reload, end_coordinator
+from nap_stream.monitor.setup import Setup
+from nap_stream.settings.schema import Settings
+from tests.support.ray_here import ray_here
+from tests.support.summaries import FACTS, settings
+from tests.support.waiting import PATIENCE_S, wait_until
+
+pytestmark = pytest.mark.ray
+
+CLOCK = SystemClock()
+
+
+def of_group(group: str, **worker: int) -> Settings:
+    return settings(
+        kafka={"topic": f"images-{group}", "group_id": group}, worker={"num_gpus": 0, **worker}
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """A monitor's, whose coordinator has not started: it answers all the same."""
+    with ray_here(cpus=1, gpus=0):
+        yield RayCluster(of_group("asked"), FACTS)
+
+
+def ask(group: str, heard: list[Stage]) -> Answer:
+    return ask_reload(
+        *(group, "ann@a"),
+        address=None,
+        timeout_s=PATIENCE_S,
+        clock=CLOCK,
+        on_answer=lambda answer: heard.append(answer.stage),
+    )
+
+
+def test_a_request_reaches_the_driver_and_its_answers_whoever_asked(cluster: RayCluster) -> None:
+    heard: list[Stage] = []
+    found: list[ReloadRequest] = []
+
+    def arrived() -> bool:
+        found.extend(cluster.exchange({}))
+        return bool(found)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, "asked", heard)
+        wait_until(arrived, "the request")
+        name = found[0].id
+        checking, over = (Answer(each, "x.yaml") for each in (Stage.CHECKING, Stage.UNCHANGED))
+
+        def told(answer: Answer) -> bool:
+            cluster.exchange({name: answer})
+            return heard[-1:] == [answer.stage]
+
+        wait_until(lambda: told(checking), "the first word")
+        wait_until(lambda: told(over), "the last word")
+        assert asked.result() == over
+    assert found[0].by == "ann@a"
+    assert heard == [Stage.CHECKING, Stage.UNCHANGED]
+
+
+def test_a_monitor_that_is_not_there_is_refused_and_the_others_are_named(
+    cluster: RayCluster,
+) -> None:
+    with pytest.raises(ReloadError, match=r"no monitor of this .* but those of asked") as caught:
+        ask("mistyped", [])
+    assert caught.value.where == "kafka.group_id = mistyped"
+    assert cluster.exchange({}) == (), "it asked nobody else"
+
+
+def test_what_could_not_start_is_refused_beside_the_run(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    with pytest.raises(WorkerError, match="workers need 5 CPUs"):
+        cluster.require_startable(Setup(of_group("asked", count=5), FACTS, (), {}))
+    gone = of_group("asked").model_copy(update={"calibration": tmp_path / "gone"})
+    with pytest.raises(CalibrationError, match="there is no calibration"):
+        cluster.require_startable(Setup(gone, FACTS, (), {}))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_another_run_takes_the_place_of_one_that_has_ended() -> None:
+    first = RayCluster(of_group("again"), FACTS)
+    with pytest.raises(WorkerError, match="another monitor"):
+        RayCluster(of_group("again"), FACTS)
+    end_coordinator("again", CLOCK)
+    second = RayCluster(of_group("again"), replace(FACTS, fingerprint="d" * 64))
+    assert first.exchange({}) == ()
+    ray.get(second._coordinator.claims.remote(), timeout=PATIENCE_S)
+    end_coordinator("again", CLOCK)
+    end_coordinator("again", CLOCK)

@@ -1,0 +1,352 @@
+"""A reload that is asked for: checked beside the run, told to those who asked, taken or not."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from nap_stream.clock import ManualClock
+from nap_stream.errors import (
+    BrokerUnavailableError,
+    ConfigError,
+    FingerprintMismatchError,
+    ReloadError,
+    WorkerGaveUpError,
+)
+from nap_stream.monitor.reload import (
+    BACK_WITHIN_S,
+    KEPT,
+    SEEN_WITHIN_S,
+    Answer,
+    Mailbox,
+    Reloader,
+    ReloadRequest,
+    Stage,
+    await_answer,
+)
+from nap_stream.monitor.setup import Setup
+from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.settings.schema import Settings
+from tests.monitor.test_driver import report, status
+from tests.support.summaries import FACTS, settings
+from tests.support.waiting import wait_until
+
+
+def defect(_setup: Setup) -> None:
+    raise ZeroDivisionError
+
+
+ANN, BOB = ReloadRequest("1", "ann@a"), ReloadRequest("2", "bob@b")
+OLD, NEW = settings(), settings(drift={"window_records": 50})
+GONE_WRONG = WorkerGaveUpError("the worker failed 21 times in a row", "worker-0", "See its log")
+
+
+@dataclass
+class FakeCluster:
+    """Has a coordinator's mailbox, and refuses what ``refuse`` does."""
+
+    refuse: Callable[[Setup], None] = lambda _setup: None
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    refusals: list[tuple[str, BaseException]] = field(default_factory=list)
+
+    def exchange(self, answers: Mapping[str, Answer]) -> Sequence[ReloadRequest]:
+        return self.mailbox.exchange(answers)
+
+    def require_startable(self, setup: Setup) -> None:
+        self.refuse(setup)
+
+    def reload_refused(self, by: str, error: BaseException) -> None:
+        self.refusals.append((by, error))
+
+
+@dataclass
+class Run:
+    """A driver's reloader, beside a run; ``now`` is what the file says."""
+
+    now: Settings = OLD
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    hangup: threading.Event = field(default_factory=threading.Event)
+    fingerprint: str = FACTS.fingerprint
+
+    def __post_init__(self) -> None:
+        self.reloader = Reloader(
+            self.preflight(OLD),
+            reread=lambda: self.now,
+            preflight=self.preflight,
+            source="x.yaml",
+            hangup=self.hangup,
+        )
+        self.reloader.follow(self.cluster)
+
+    def preflight(self, given: Settings) -> Setup:
+        return Setup(given, replace(FACTS, fingerprint=self.fingerprint), (), {})
+
+    def ask(self, request: ReloadRequest) -> Stage | None:
+        """What the one who asks is told now."""
+        answer = self.cluster.mailbox.ask(request)
+        return None if answer is None else answer.stage
+
+    def look_until(self, request: ReloadRequest, stage: Stage) -> Answer:
+        """Look until the one who asked is told that."""
+
+        def told() -> bool:
+            self.ask(request)
+            ends, now = self.reloader.look() is not None, self.ask(request)
+            assert not ends or now is Stage.REPLACING, "whoever asked has heard it before"
+            return now is stage
+
+        wait_until(told, lambda: f"{stage}, not {self.ask(request)}")
+        answer = self.cluster.mailbox.ask(request)
+        assert answer is not None
+        return answer
+
+    def begin_other(self) -> Setup:
+        """End the run for the one that is to begin, as the driver does, and begin that."""
+        assert self.reloader.look() is not None
+        setup = self.reloader.take()
+        self.cluster = FakeCluster(self.cluster.refuse)
+        self.reloader.follow(self.cluster)
+        return setup
+
+
+def told_to(run: Run, request: ReloadRequest) -> Answer:
+    run.ask(request)
+    run.reloader.look()
+    answer = run.cluster.mailbox.ask(request)
+    assert answer is not None
+    return answer
+
+
+def working(started_ms: int = 0, count: int = 1) -> CoordinatorStatus:
+    reports = [report(worker=f"worker-{number}") for number in range(count)]
+    return status(*reports, started_ms=started_ms)
+
+
+def test_new_settings_are_in_force_once_the_workers_of_a_new_run_report() -> None:
+    run = Run(now=NEW)
+    run.look_until(ANN, Stage.REPLACING)
+    assert run.reloader.look() == "ann@a"
+    assert run.begin_other().settings == NEW
+    assert told_to(run, ANN).stage is Stage.LOADING
+    run.reloader.note(working(started_ms=7, count=0))
+    assert told_to(run, ANN).stage is Stage.LOADING
+    run.reloader.note(working(started_ms=7))
+    changed = (("drift.window_records", "40", "50"),)
+    assert told_to(run, ANN) == Answer(Stage.IN_FORCE, "x.yaml", changed, 7)
+
+
+def test_where_nothing_differs_nothing_is_done() -> None:
+    run = Run()
+    run.reloader.note(working(started_ms=5))
+    assert run.look_until(ANN, Stage.UNCHANGED) == Answer(Stage.UNCHANGED, "x.yaml", since_ms=5)
+    assert run.reloader.look() is None
+
+
+def test_another_calibration_at_the_same_place_is_a_change() -> None:
+    run = Run()
+    run.fingerprint = "d" * 64
+    (change,) = run.look_until(ANN, Stage.REPLACING).changes
+    assert change[0] == "calibration_fingerprint"
+
+
+def test_a_refusal_says_why_and_changes_nothing() -> None:
+    def refuse(_setup: Setup) -> None:
+        raise FingerprintMismatchError("of another model", "calibration c", "Calibrate")
+
+    run = Run(now=NEW, cluster=FakeCluster(refuse))
+    with capture_logs() as events:
+        answer = run.look_until(ANN, Stage.REFUSED)
+    assert answer.error == ("of another model", "calibration c", "Calibrate")
+    assert [e["log_level"] for e in events if e["event"] == "reload_refused"] == ["error"]
+    ((by, error),) = run.cluster.refusals
+    assert (by, type(error)) == ("ann@a", FingerprintMismatchError)
+    assert run.reloader.look() is None
+    run.cluster.refuse = lambda _setup: None
+    run.look_until(BOB, Stage.REPLACING)
+
+
+def test_another_monitor_is_refused_before_anything_is_asked() -> None:
+    run = Run(now=settings(kafka={"group_id": "other"}), cluster=FakeCluster(defect))
+    assert "kafka.group_id" in run.look_until(ANN, Stage.REFUSED).error[0]
+
+
+def test_a_defect_of_the_check_does_not_end_the_run() -> None:
+    run = Run(now=NEW, cluster=FakeCluster(defect))
+    problem, _, action = run.look_until(ANN, Stage.REFUSED).error
+    assert problem == "the check failed: ZeroDivisionError"
+    assert "log" in action
+
+
+def test_who_asks_while_another_is_checked_has_a_check_of_their_own() -> None:
+    """The file may have been written in between."""
+    begun, go_on, seen = threading.Event(), threading.Event(), list[Setup]()
+
+    def slow(setup: Setup) -> None:
+        seen.append(setup)
+        begun.set()
+        go_on.wait()
+
+    run = Run(now=NEW, cluster=FakeCluster(slow))
+    run.look_until(ANN, Stage.CHECKING)
+    assert begun.wait(10)
+    run.look_until(BOB, Stage.ASKED)
+    later = run.now = settings(drift={"window_records": 60})
+    go_on.set()
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    run.reloader.note(working())
+    run.look_until(BOB, Stage.REPLACING)
+    assert run.begin_other().settings == later
+    assert [setup.settings for setup in seen] == [NEW, later]
+
+
+def test_who_asks_for_what_begins_already_waits_for_it() -> None:
+    run = Run(now=NEW)
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    run.look_until(BOB, Stage.LOADING)
+    run.reloader.note(working())
+    assert {told_to(run, each).stage for each in (ANN, BOB)} == {Stage.IN_FORCE}
+
+
+def test_two_who_ask_at_once_have_one_answer() -> None:
+    run = Run(now=NEW)
+    run.ask(ANN)
+    run.look_until(BOB, Stage.REPLACING)
+    assert run.ask(ANN) is Stage.REPLACING
+    assert run.reloader.look() == "ann@a, bob@b"
+
+
+def test_a_request_outlives_a_coordinator() -> None:
+    """Whoever asks leaves it again with the one that took the place."""
+    run = Run(now=NEW)
+    run.ask(ANN)
+    run.cluster.mailbox = Mailbox()
+    run.look_until(ANN, Stage.CHECKING)
+    run.cluster.mailbox = Mailbox()
+    assert run.ask(ANN) is None
+    run.look_until(ANN, Stage.REPLACING)
+
+
+def test_a_signal_asks_too() -> None:
+    run = Run(now=NEW)
+    run.hangup.set()
+    wait_until(lambda: run.reloader.look() == "a signal", "the end of the run")
+    assert not run.hangup.is_set()
+
+
+def test_a_run_by_new_settings_that_fails_gives_way_to_the_one_of_before() -> None:
+    run = Run(now=NEW)
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    back = run.reloader.back(GONE_WRONG)
+    assert back is not None
+    assert back.settings == OLD
+    answer = told_to(run, ANN)
+    assert answer.stage is Stage.REFUSED
+    assert "the worker failed 21 times in a row" in answer.error[0]
+    assert run.reloader.back(GONE_WRONG) is None, "it was in force"
+
+
+def test_settings_that_mend_others_that_fail_leave_the_way_back_to_what_was_in_force() -> None:
+    run = Run(now=NEW)
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    run.now = settings(drift={"window_records": 60})
+    run.look_until(BOB, Stage.REPLACING)
+    assert run.ask(ANN) is Stage.REFUSED
+    run.begin_other()
+    back = run.reloader.back(GONE_WRONG)
+    assert back is not None
+    assert back.settings == OLD
+
+
+def test_a_run_that_was_in_force_does_not_give_way() -> None:
+    run = Run(now=NEW)
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    run.reloader.note(working())
+    assert run.reloader.back(GONE_WRONG) is None
+
+
+@pytest.mark.parametrize("fault", ["overwritten", "away"])
+def test_what_was_in_force_and_cannot_be_had_any_more_is_not_gone_back_to(fault: str) -> None:
+    run = Run(now=NEW)
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    if fault == "overwritten":
+        run.fingerprint = "d" * 64
+    else:
+
+        def away(_settings: Settings) -> Setup:
+            raise BrokerUnavailableError("no broker answers")
+
+        run.reloader._preflight = away
+    assert run.reloader.back(GONE_WRONG) is None
+
+
+def test_who_asks_is_one_line_and_answers_are_not_kept_for_ever() -> None:
+    run = Run(now=NEW)
+    with capture_logs() as events:
+        run.look_until(replace(ANN, by="a\nb" * 1_000), Stage.REPLACING)
+    (by,) = {e["by"] for e in events if e["event"] == "reload_asked"}
+    assert len(by) <= 200
+    assert "\n" not in by
+    run = Run()
+    for number in range(KEPT + 5):
+        run.look_until(ReloadRequest(f"r{number}", "ann"), Stage.UNCHANGED)
+    assert len(run.reloader._answers) == KEPT
+
+
+def waiting(*answers: Answer | type[Exception] | None, timeout_s: float = 600) -> Answer:
+    """What comes of answers that are given one after the other, the last for good."""
+    left = list(answers)
+
+    def poll() -> Answer | None:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, type):
+            raise answer
+        return answer
+
+    seen: list[Answer] = []
+    found = await_answer(poll, ManualClock(), timeout_s, seen.append)
+    assert seen[-1] == found
+    return found
+
+
+CHECKING, IN_FORCE = (Answer(stage, "x.yaml") for stage in (Stage.CHECKING, Stage.IN_FORCE))
+AWAY = [LookupError] * 20
+
+
+def test_whoever_waits_hears_the_last_word() -> None:
+    assert waiting(None, CHECKING, CHECKING, None, IN_FORCE) == IN_FORCE
+
+
+def test_a_coordinator_that_is_replaced_is_waited_for() -> None:
+    assert waiting(CHECKING, *AWAY, IN_FORCE) == IN_FORCE
+    assert waiting(LookupError, CHECKING, IN_FORCE) == IN_FORCE
+
+
+def test_a_monitor_that_ends_is_told() -> None:
+    with pytest.raises(ReloadError, match="ended before it answered"):
+        waiting(CHECKING, LookupError)
+    with pytest.raises(LookupError):
+        waiting(LookupError)
+    assert SEEN_WITHIN_S < BACK_WITHIN_S
+
+
+def test_a_refusal_is_an_error_that_says_why() -> None:
+    refused = Answer(Stage.REFUSED, "x.yaml", error=("too big", "x.yaml", "Make it small"))
+    with pytest.raises(ReloadError, match="goes on as before: too big") as caught:
+        waiting(CHECKING, refused)
+    assert (caught.value.where, caught.value.action) == ("x.yaml", "Make it small")
+    assert not isinstance(caught.value, ConfigError), "that would be a mistake in the call"
+
+
+def test_without_an_answer_the_wait_ends() -> None:
+    with pytest.raises(ReloadError, match="no answer in 60 s, the last word was: checking"):
+        waiting(CHECKING, timeout_s=60)
+    with pytest.raises(ReloadError, match="the last word was: none"):
+        waiting(None, timeout_s=60)

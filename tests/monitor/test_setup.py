@@ -1,0 +1,100 @@
+"""What two setups differ in, and what may not."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nap_stream.errors import ConfigError
+from nap_stream.monitor.setup import (
+    FIXED,
+    MAX_FILE_BYTES,
+    NOT_SHOWN,
+    Setup,
+    changes,
+    file_digests,
+    require_same_monitor,
+)
+from tests.support.summaries import FACTS, settings
+
+
+def setup(**sections: dict[str, Any]) -> Setup:
+    made = settings(**sections)
+    return Setup(made, FACTS, (), file_digests(made))
+
+
+def test_nothing_differs_from_itself() -> None:
+    assert changes(setup(), setup()) == ()
+
+
+def test_changed_settings_and_a_changed_calibration_are_named() -> None:
+    new = setup(drift={"window_records": 50}, worker={"count": "auto"})
+    new = replace(new, calibration=replace(FACTS, fingerprint="d" * 64))
+    assert changes(setup(), new) == (
+        ("calibration_fingerprint", f'"{"c" * 64}"', f'"{"d" * 64}"'),
+        ("worker.count", "1", '"auto"'),
+        ("drift.window_records", "40", "50"),
+    )
+
+
+def test_of_a_changed_secret_the_name_is_told_and_nothing_else() -> None:
+    login = {
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": "nap",
+    }
+    old, new = (setup(kafka={**login, "sasl_password": word}) for word in ("first", "second"))
+    assert changes(old, new) == (("kafka.sasl_password", NOT_SHOWN, NOT_SHOWN),)
+
+
+def test_another_content_of_a_file_that_settings_name_is_a_change(tmp_path: Path) -> None:
+    path, large = tmp_path / "ca.pem", tmp_path / "large"
+    path.write_text("first")
+    large.write_bytes(bytes(MAX_FILE_BYTES + 1))
+    sections: dict[str, Any] = {
+        "kafka": {"ssl_cafile": path, "ssl_certfile": large},
+        "metrics": {"discovery_file": path},
+    }
+    old = setup(**sections)
+    assert old.files.keys() == {"kafka.ssl_cafile"}
+    path.write_text("second")
+    told = ("kafka.ssl_cafile, the file's content", NOT_SHOWN, NOT_SHOWN)
+    assert changes(old, setup(**sections)) == (told,)
+
+
+OTHERS: dict[str, Any] = {
+    "kafka.bootstrap_servers": "elsewhere:9092",
+    "kafka.topic": "other",
+    "kafka.topics": ("a", "b"),
+    "kafka.topic_pattern": "a.*",
+    "kafka.group_id": "other",
+    "log.root": Path("other"),
+    "alerts.monitor": "other",
+    "alerts.topic": "other",
+    "metrics.host": "0.0.0.0",
+    "metrics.port": 1,
+    "metrics.discovery_file": Path("targets.json"),
+}
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_what_makes_another_monitor_is_refused_by_name(key: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=f"{key} is .* in the run: ") as caught:
+        require_same_monitor(settings(), settings(**{section: {name: OTHERS[key]}}), "x.yaml")
+    assert caught.value.where == "x.yaml"
+    assert "stop the run" in caught.value.action
+
+
+def test_all_that_makes_another_monitor_is_named_at_once() -> None:
+    new = settings(kafka={"group_id": "other"}, alerts={"monitor": "other"})
+    with pytest.raises(ConfigError) as caught:
+        require_same_monitor(settings(), new, "x.yaml")
+    assert "kafka.group_id" in caught.value.problem
+    assert "alerts.monitor" in caught.value.problem
+
+
+def test_other_settings_are_no_other_monitor() -> None:
+    new = settings(kafka={"max_fetch_bytes": 1_000_000}, drift={"window_records": 50})
+    require_same_monitor(settings(), new, "x.yaml")
