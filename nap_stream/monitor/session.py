@@ -251,7 +251,7 @@ def ask_reload(
                 if groups
                 else "no monitor runs on this Ray cluster",
                 f"kafka.group_id = {group}",
-                "Check --config and --address",
+                "Check --config, and --address: without it any Ray of this machine is asked",
             ) from error
 
 
