@@ -43,15 +43,19 @@ def stop_on_signals() -> Iterator[threading.Event]:
 def note_hangups() -> Iterator[threading.Event]:
     """An event that each SIGHUP sets; the handler from before comes back at the end.
 
-    One that comes because the terminal is gone ends the process, as it does without this. Must be
-    entered in the main thread.
+    One that comes because the terminal is gone ends the process, or is nothing to it under nohup,
+    as without this. Must be entered in the main thread.
     """
-    asked, had_terminal = threading.Event(), _has_terminal()
+    asked, terminal = threading.Event(), _has_terminal()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if had_terminal and not _has_terminal():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        nonlocal terminal
+        if terminal and not _has_terminal():
+            terminal = False
+            if before is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
         asked.set()
 
     before = signal.signal(signal.SIGHUP, handle)

@@ -90,30 +90,39 @@ ON_A_TERMINAL = """
 import os, signal, sys
 from nap_stream.process import note_hangups
 
+said = int(sys.argv[1])
 with note_hangups() as asked:
     signal.raise_signal(signal.SIGHUP)
-    os.write(1, b"asked" if asked.is_set() else b"not asked")
+    os.write(said, b"asked, " if asked.is_set() else b"not asked, ")
     asked.clear()
-    while not asked.wait(60):
-        pass
-    os.write(int(sys.argv[1]), b"asked once more")
+    os.write(1, b"ready")
+    signal.pause()
+    os.write(said, b"asked" if asked.is_set() else b"lives on")
 """
 
 
-def test_a_program_ends_with_its_terminal_and_not_with_a_hangup_alone() -> None:
+@pytest.mark.parametrize(
+    ("under", "said", "ends"),
+    [(signal.SIG_DFL, b"asked, ", -signal.SIGHUP), (signal.SIG_IGN, b"lives on", 0)],
+    ids=["", "nohup"],
+)
+def test_a_program_ends_with_its_terminal_and_not_with_a_hangup_alone(
+    under: signal.Handlers, said: bytes, ends: int
+) -> None:
     reads, writes = os.pipe()
+    command = [sys.executable, "-c", ON_A_TERMINAL, str(writes)]
     pid, terminal = pty.fork()
     if pid == 0:
         os.set_inheritable(writes, True)
-        os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(writes)])
+        signal.signal(signal.SIGHUP, under)
+        os.execv(command[0], command)
     os.close(writes)
-    assert os.read(terminal, 100) == b"asked"
+    assert b"ready" in iter(lambda: os.read(terminal, 100), b"")
     os.close(terminal)
     _, ended = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(ended)
-    assert os.WTERMSIG(ended) == signal.SIGHUP
-    with os.fdopen(reads, "rb") as said:
-        assert said.read() == b""
+    assert os.waitstatus_to_exitcode(ended) == ends
+    with os.fdopen(reads, "rb") as told:
+        assert told.read().endswith(said)
 
 
 def test_handlers_from_before_come_back() -> None:

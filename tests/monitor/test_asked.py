@@ -1,5 +1,6 @@
 """How a reload is asked for on a real Ray cluster, and how another run takes a monitor's place."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,7 @@ from nap_stream.monitor.reload import Answer, ReloadRequest, Stage
 from nap_stream.monitor.session import ask_reload, end_coordinator
 from nap_stream.monitor.setup import Setup
 from nap_stream.settings.schema import Settings
+from tests.cli.program import call
 from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS, settings
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -70,6 +72,34 @@ def test_a_request_reaches_the_driver_and_its_answers_whoever_asked(cluster: Ray
         assert asked.result() == over
     assert found[0].by == "ann@a"
     assert heard == [Stage.CHECKING, Stage.UNCHANGED]
+
+
+def test_the_command_says_what_changed_and_that_the_driver_reads_another_file(
+    cluster: RayCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "monitor.yaml"
+    config.write_text("kafka: {topic: images, group_id: asked}")
+    changed = ("worker.count", "1", '"\x9bauto"')
+    over = threading.Event()
+
+    def answer() -> None:
+        while not over.wait(0.1):
+            for request in cluster.exchange(told):
+                told[request.id] = Answer(Stage.IN_FORCE, "/etc/other.yaml", (changed,), 0)
+
+    told: dict[str, Answer] = {}
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(answer)
+        ended = call(["reload", "--config", str(config)], monkeypatch, capfd)
+        over.set()
+    assert ended.exit_code == 0, ended.err
+    assert ended.out == (
+        'in force since 1970-01-01 00:00:00 UTC:\n  worker.count: 1 → "\\x9bauto"\n'
+    )
+    assert f"the driver reads /etc/other.yaml again, not {config}" in ended.err
 
 
 def test_a_monitor_that_is_not_there_is_refused_and_the_others_are_named(
