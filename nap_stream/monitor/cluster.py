@@ -185,7 +185,11 @@ class RayCluster:
         """
         try:
             metrics = str(_answer(self._coordinator.start.remote(), START_S))
-        except RayError as error:
+        except (RayError, NapStreamError) as error:
+            # Another run may come before this program's end: the name is to be free for it.
+            ray.kill(self._coordinator)
+            if isinstance(error, NapStreamError):
+                raise
             raise WorkerError(
                 f"the coordinator did not start: {brief(error)}", action=full_disk(ray_folder())
             ) from error

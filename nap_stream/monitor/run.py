@@ -25,7 +25,7 @@ from nap_stream.monitor.cluster import RayCluster
 from nap_stream.monitor.driver import Driver, Ending, RunLimits, RunResult
 from nap_stream.monitor.fleet import COUNT_EVERY_S, COUNT_SELDOM_S, PartitionCount
 from nap_stream.monitor.reload import Reloader
-from nap_stream.monitor.session import end_coordinator, ray_session
+from nap_stream.monitor.session import ray_session, wait_until_gone
 from nap_stream.monitor.setup import Setup, file_digests
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.commits import note_beginning
@@ -97,7 +97,7 @@ def run_monitor(
                 partial(_run_once, is_own=is_own, reloader=reloader, stop=stop, look=look),
                 reloader=reloader,
                 stop=stop,
-                make_way=lambda: end_coordinator(settings.kafka.group_id, SystemClock()),
+                make_way=lambda: wait_until_gone(settings.kafka.group_id, SystemClock()),
             )
 
 

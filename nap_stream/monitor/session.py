@@ -187,20 +187,20 @@ def coordinator_name(group: str) -> str:
     return f"{COORDINATOR}{group}"
 
 
-def end_coordinator(group: str, clock: Clock) -> None:
-    """End a coordinator that may still be there, and wait until another may have its name.
+def wait_until_gone(group: str, clock: Clock) -> None:
+    """Wait until a coordinator that was ended is gone, so that another may have its name.
 
     Raises:
-        WorkerError: It is still there after a while.
+        WorkerError: One is still there after a while, or there again.
     """
     deadline = Deadline(clock, GONE_WITHIN_S)
     while True:
         try:
-            ray.kill(ray.get_actor(coordinator_name(group), namespace=NAMESPACE))
+            ray.get_actor(coordinator_name(group), namespace=NAMESPACE)
         except ValueError:
             return
         if deadline.expired():
-            raise WorkerError("the coordinator of before is still there", coordinator_name(group))
+            raise WorkerError("a coordinator of this name is still there", coordinator_name(group))
         clock.sleep(GONE_EVERY_S)
 
 

@@ -13,7 +13,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ReloadError, WorkerError
 from nap_stream.monitor.cluster import RayCluster
 from nap_stream.monitor.reload import Answer, ReloadRequest, Stage
-from nap_stream.monitor.session import ask_reload, end_coordinator
+from nap_stream.monitor.session import ask_reload, wait_until_gone
 from nap_stream.monitor.setup import Setup
 from nap_stream.settings.schema import Settings
 from tests.cli.program import call
@@ -126,9 +126,9 @@ def test_another_run_takes_the_place_of_one_that_has_ended() -> None:
     first = RayCluster(of_group("again"), FACTS)
     with pytest.raises(WorkerError, match="another monitor"):
         RayCluster(of_group("again"), FACTS)
-    end_coordinator("again", CLOCK)
+    ray.kill(first._coordinator)
+    wait_until_gone("again", CLOCK)
     second = RayCluster(of_group("again"), replace(FACTS, fingerprint="d" * 64))
-    assert first.exchange({}) == ()
     ray.get(second._coordinator.claims.remote(), timeout=PATIENCE_S)
-    end_coordinator("again", CLOCK)
-    end_coordinator("again", CLOCK)
+    ray.kill(second._coordinator)
+    wait_until_gone("again", CLOCK)
