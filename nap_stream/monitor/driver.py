@@ -190,14 +190,21 @@ class Driver:
         self._coordinator = _Coordinator()
         self._was_replaced = False
 
-    def run(self, stop: threading.Event) -> RunResult:
+    def run(self, stop: threading.Event, begin: Callable[[], None] | None = None) -> RunResult:
         """Supervise until the end, then shut down within one deadline.
+
+        Workers are started before ``begin``, which starts the coordinator, is called.
 
         Raises:
             WorkerGaveUpError: A worker, or the coordinator, failed as often as it may be restarted.
             NapStreamError: A worker met an error that trying again will not mend.
         """
         try:
+            if begin is not None:
+                self._resize()
+                for slot in self._slots:
+                    self._start(slot, self._clock.monotonic())
+                begin()
             ending = self._supervise(stop)
         except Exception as error:
             self._shut_down(failed_words(error), input_ended=False)

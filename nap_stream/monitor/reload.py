@@ -142,6 +142,11 @@ class Reloader:
         """What was in force last, while another run begins."""
         self._since_ms: int | None = None
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a run by new settings begins, whose workers have not all reported."""
+        return self._before is not None
+
     def follow(self, cluster: Counterpart) -> None:
         """Take note of the cluster of a run that begins."""
         self._cluster, self._since_ms = cluster, None

@@ -169,20 +169,28 @@ def _run_once(
             is_own=is_own,
         )
         log = structlog.get_logger()
-        log.info(
-            "monitor_started",
-            metrics=cluster.start(),
-            cpus_a_worker=cluster.num_cpus,
-            gpus_a_worker=cluster.num_gpus,
-        )
-        reloader.follow(cluster)
+
+        def begin() -> None:
+            log.info(
+                "monitor_started",
+                metrics=cluster.start(),
+                cpus_a_worker=cluster.num_cpus,
+                gpus_a_worker=cluster.num_gpus,
+            )
+            reloader.follow(cluster)
+
         driver = Driver(
             *(cluster, settings.driver, limits),
             clock=SystemClock(),
             on_status=look,
             reloads=reloader.look,
         )
-        result = driver.run(stop)
+        if reloader.is_loading:
+            # Images wait: workers load the model while the coordinator starts.
+            result = driver.run(stop, begin)
+        else:
+            begin()
+            result = driver.run(stop)
         log.info(
             "monitor_ended",
             ending=result.ending.value,

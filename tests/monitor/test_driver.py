@@ -213,6 +213,32 @@ def test_a_reload_ends_a_run_in_good_order_and_says_who_asked() -> None:
     assert RunLimits(5.0).after(result) == RunLimits(5.0)
 
 
+def test_workers_can_be_started_before_the_coordinator_and_end_where_that_does_not_start() -> None:
+    cluster, stop = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()]), threading.Event()
+    cluster.workers_wanted = 2
+    seen = []
+
+    def begin() -> None:
+        seen.append([name for name, _, _ in cluster.started])
+        raise WorkerError("the coordinator did not start")
+
+    driver = Driver(
+        *(cluster, SETTINGS, FOREVER), clock=cluster.clock, on_status=lambda _status: stop.set()
+    )
+    with pytest.raises(WorkerError, match="did not start"):
+        driver.run(stop, begin)
+    assert seen == [["worker-0", "worker-1"]]
+    assert all(worker.stopped for worker in cluster.workers)
+    assert cluster.reason == "failed: WorkerError"
+
+    begun = FakeCluster(ManualClock(), [FakeWorker()])
+    driver = Driver(
+        *(begun, SETTINGS, FOREVER), clock=begun.clock, on_status=lambda _status: stop.set()
+    )
+    assert driver.run(stop, lambda: None).ending is Ending.STOPPED
+    assert len(begun.started) == 1
+
+
 def test_a_stop_comes_before_a_reload() -> None:
     cluster, stop = FakeCluster(ManualClock(), []), threading.Event()
     stop.set()
