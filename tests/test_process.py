@@ -87,7 +87,7 @@ def test_a_hangup_is_noted_each_time() -> None:
 
 
 ON_A_TERMINAL = """
-import os, signal, sys
+import os, signal, sys, time
 from nap_stream.process import note_hangups
 
 said = int(sys.argv[1])
@@ -95,8 +95,12 @@ with note_hangups() as asked:
     signal.raise_signal(signal.SIGHUP)
     os.write(said, b"asked, " if asked.is_set() else b"not asked, ")
     asked.clear()
+    # So that it comes neither before it is waited for nor never.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     os.write(1, b"ready")
-    signal.pause()
+    while signal.SIGHUP not in signal.sigpending():
+        time.sleep(0.01)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     os.write(said, b"asked" if asked.is_set() else b"lives on")
 """
 
@@ -117,7 +121,9 @@ def test_a_program_ends_with_its_terminal_and_not_with_a_hangup_alone(
         signal.signal(signal.SIGHUP, under)
         os.execv(command[0], command)
     os.close(writes)
-    assert b"ready" in iter(lambda: os.read(terminal, 100), b"")
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(terminal, 100)
     os.close(terminal)
     _, ended = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(ended) == ends
