@@ -26,7 +26,6 @@ from nap_stream.kafka.client import connect, create_topics, endings, topics_miss
 from nap_stream.kafka.tokens import login_words
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import require_execution, require_precision, slowness
-from nap_stream.model.facts import Execution
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import input_size
 from nap_stream.monitor.session import cluster_resources
