@@ -444,6 +444,10 @@ class _Endless:
         """It never is: there is always more."""
         return False
 
+    def left_out(self) -> Mapping[TopicPartition, str]:
+        """It has one topic."""
+        return {}
+
     def close(self, timeout_s: float) -> None:
         """Nothing is open."""
 

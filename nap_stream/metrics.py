@@ -15,6 +15,8 @@ DECIDING = ("records", "blocks")
 """What can decide."""
 BOUNDS = ("estimate", "low", "high")
 """Of an effect: itself, and its interval."""
+WHY_LEFT_OUT = ("refused", "absent", "gone")
+"""Why nothing is read of a topic."""
 BATCH_STAGE = "batch"
 """The stage of a whole batch: from the arrival of its first image to its scores."""
 
@@ -107,6 +109,15 @@ class Metrics:
         )
         self.start_time = gauge("start_time_seconds", "Unix time when this coordinator started.")
         self._add_workers(gauge)
+        self.topics_left_out = gauge(
+            "topics_left_out",
+            "Topics, of several, of which nothing is read: refused (replaced, or this user may not "
+            "read it), absent (named, and not there), or gone (the log has it, and a pattern finds "
+            "it no more).",
+            ["why"],
+        )
+        for why in WHY_LEFT_OUT:
+            self.topics_left_out.labels(why)
         self.last_commit = gauge(
             "last_commit_timestamp_seconds", "Unix time of the last offset commit."
         )

@@ -402,8 +402,7 @@ class PartitionProgress:
 
     ``position`` is the next offset to log, ``lag`` the number of offsets between the consumer and
     the high watermark (null where the broker has not told it yet). ``time_lag_ms`` is the age of
-    the newest event time in the last segment, 0 where nothing is left to do, null before the
-    first segment.
+    the newest event time in the last segment, 0 where nothing is left, null before the first.
     """
 
     partition: TopicPartition
@@ -432,12 +431,12 @@ class WorkerReport:
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
     ``work_done`` grows with every step that makes progress, and while there is nothing to score and
     the broker answers; ``idle`` is true when, besides, no row waits for its segment and no
-    rebalance is under way. ``waiting_for`` says what outside of the worker keeps it from going on,
-    if anything. ``offsets_…`` count the partitions taken over whose committed offset was ahead of
-    the log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together
-    in each of `TIME_PARTS`. ``out_of_memory`` counts the batches that did not fit the memory of
-    their device, ``decode_warnings`` the images of which the decoder warned. ``evidence`` counts
-    the images of each of `EVIDENCE_OUTCOMES`, ``evidence_bytes`` those kept.
+    rebalance is under way. ``waiting_for`` says what outside keeps it from going on, ``left_out``
+    why a topic's partitions are not read. ``offsets_…`` count the partitions taken over whose
+    committed offset was ahead of the log, behind it, or missing. ``time_parts`` are the seconds of
+    all scoring threads in each of `TIME_PARTS`. ``out_of_memory`` counts batches that did not fit
+    their device, ``decode_warnings`` images of which the decoder warned. ``evidence`` counts images
+    of each of `EVIDENCE_OUTCOMES`, ``evidence_bytes`` those kept.
     """
 
     worker: str
@@ -464,6 +463,7 @@ class WorkerReport:
     decode_warnings: int = 0
     evidence: tuple[int, ...] = (0,) * len(EVIDENCE_OUTCOMES)
     evidence_bytes: int = 0
+    left_out: Mapping[TopicPartition, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

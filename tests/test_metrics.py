@@ -59,6 +59,7 @@ SERIES = {
     "nap_stream_detector_active",
     "nap_stream_alert_firing",
     "nap_stream_watermark_delay_seconds",
+    "nap_stream_topics_left_out",
     "nap_stream_keys",
     "nap_stream_keys_active",
     "nap_stream_keys_firing",

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nap_stream.cli.images import images_table
 from nap_stream.cli.options import ConfigOption, show_warnings
-from nap_stream.errors import WorkerError
+from nap_stream.errors import BrokerError, WorkerError
 from nap_stream.fetched import is_address, shown
 from nap_stream.settings.load import load_settings, load_uncalibrated_settings, masked_yaml
 from nap_stream.text import printable
@@ -83,6 +83,12 @@ def run(
             "did not publish, commit and leave within driver.shutdown_deadline_s",
             ", ".join(result.unclean),
             "Nothing is lost: the next run takes up where the log ends",
+        )
+    if result.status is not None and result.status.topics_left_out and result.ending == "idle":
+        raise BrokerError(
+            "not all topics were read to their ends",
+            ", ".join(result.status.topics_left_out),
+            "See the warnings above; what is left out is in no row",
         )
 
 

@@ -459,6 +459,8 @@ def described(
 ) -> Iterator[Any]:
     """What the broker says of those of the topics that exist; None asks for all that are ``reads``.
 
+    Of ``reads``, one that may not be seen counts as one that does not exist.
+
     Raises:
         BrokerError: It may not, or cannot, say it.
     """
@@ -466,9 +468,10 @@ def described(
         if reads is not None and topic["name"] not in reads:
             continue
         problem = errors.for_code(topic["error_code"])
+        is_hidden = reads is not None and problem is errors.TopicAuthorizationFailedError
         if problem is errors.NoError:
             yield topic
-        elif problem is not errors.UnknownTopicOrPartitionError:
+        elif not (is_hidden or problem is errors.UnknownTopicOrPartitionError):
             raise as_broker_error(problem(), settings, f"describing topic {topic['name']}")
 
 

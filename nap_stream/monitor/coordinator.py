@@ -31,7 +31,7 @@ from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.page import LivePage
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.monitor.tables import PartitionTable, WorkerTable, driver_silence, topics_absent
+from nap_stream.monitor.tables import PartitionTable, WorkerTable, driver_silence
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time
@@ -75,7 +75,6 @@ class Coordinator:
         node: str = "localhost",
     ) -> None:
         self._settings, self._clock, self._log = settings, clock, summaries
-        self._named = frozenset(settings.reads.names)
         self._node, self._started_ms = node, clock.now_ms()
         self._plan = detection_plan(settings.drift, calibration)
         watch = block_watch(settings.drift, calibration)
@@ -111,9 +110,8 @@ class Coordinator:
         self._is_urgent = False
         self._past: CatchUpFilter | None = None
         self._looked_s = -math.inf
-        self._gone: Sequence[TopicPartition] = ()
         self._workers = WorkerTable(self.metrics, Fleet(settings.worker.at_least))
-        self._partitions = PartitionTable(self.metrics, settings.driver)
+        self._partitions = PartitionTable(self.metrics, settings.driver, settings.reads)
         self._rows: Counter[Status] = Counter()
 
     def start(self, since: LogEnds | None = None) -> None:
@@ -284,9 +282,9 @@ class Coordinator:
                 signing_failure=self._signer.failure,
                 events_lost=self._journal.loss,
                 wrong_clocks=self._workers.clocks.wrong(),
-                topics_gone=self._settings.reads.among(
-                    {one.topic for one in self._gone} - self._named
-                ),
+                topics_gone=self._partitions.topics_gone,
+                topics_left_out=self._partitions.left_out(),
+                nothing_left=self._partitions.nothing_left(),
                 unread=tuple(map(str, self._partitions.unread(now_s))),
             )
 
@@ -294,9 +292,9 @@ class Coordinator:
         """Say which workers do not report or go on, and why alerts are not delivered or kept."""
         with self._lock:
             waiting = self._workers.waiting(self._clock.monotonic())
-            absent = self._partitions.absent(self._named)
+            left_out = self._partitions.left_out()
         waits = (f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
-        return (*self.ready(), *topics_absent(absent), *waits, *self._dispatcher.problems())
+        return (*self.ready(), *left_out.values(), *waits, *self._dispatcher.problems())
 
     def ready(self) -> tuple[str, ...]:
         """Say where workers are missing: they start, or are gone. One that waits is there."""
@@ -488,8 +486,8 @@ class Coordinator:
 
     def _look_at_workers(self, now_s: float) -> None:
         self._looked_s = now_s
-        self._gone = self._partitions.gone(self._monitor.partitions.names)
-        for partition in self._gone:
+        self._partitions.refuse(self._workers.left_out(now_s))
+        for partition in self._partitions.lost(self._monitor.partitions.names):
             self._monitor.partitions.release(partition)
         self._hold(self._partitions.expected(now_s, self._monitor.partitions.end))
         self._workers.show(now_s)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeGuard
 import structlog
 
 from nap_stream.clock import Clock, Deadline
-from nap_stream.errors import NapStreamError, WorkerError, WorkerGaveUpError
+from nap_stream.errors import BrokerError, NapStreamError, WorkerError, WorkerGaveUpError
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import failed_words
 from nap_stream.monitor.status import CoordinatorStatus
@@ -227,6 +227,9 @@ class Driver:
                 self._look_after(slot, status)
             if status is not None:
                 self._on_status(status)
+                if status.nothing_left:
+                    words = "; ".join(status.topics_left_out.values())
+                    raise BrokerError(f"no topic is left to read: {words}")
                 if (ending := self._reached(status)) is not None:
                     return ending
             self._clock.sleep(LOOK_EVERY_S)
@@ -426,9 +429,10 @@ class Driver:
         reports = [_report_of(slot, status) for slot in there]
         present = [report for report in reports if report is not None]
         owned = {progress.partition for report in present for progress in report.partitions}
+        left_out = len({partition for report in present for partition in report.left_out})
         return (
             len(present) == len(reports)
-            and len(owned) >= self._cluster.partitions()
+            and len(owned) + left_out >= self._cluster.partitions()
             and all(report.idle for report in present)
         )
 

@@ -39,8 +39,9 @@ class CoordinatorStatus:
     ``events_lost`` says what the log's chain of events lacks for good. ``wrong_clocks`` says whose
     clocks are far from the coordinator's. ``topics_gone`` were read by a pattern and are there no
     more; ``unread`` are partitions that drift waits for, as the log has them and no worker says how
-    far they are. ``started_ms`` is when this coordinator started, and
-    ``metrics_url`` where it is scraped, once it is.
+    far they are. ``topics_left_out`` says of topics, of several, why nothing of them is read, and
+    ``nothing_left`` that it is so of all of them. ``started_ms`` is when this coordinator started,
+    and ``metrics_url`` where it is scraped, once it is.
     """
 
     rows_by_status: Mapping[Status, int]
@@ -62,7 +63,9 @@ class CoordinatorStatus:
     signing_failure: str | None = None
     events_lost: str | None = None
     wrong_clocks: tuple[str, ...] = ()
-    topics_gone: tuple[str, ...] = ()
+    topics_gone: Sequence[str] = ()
+    topics_left_out: Mapping[str, str] = field(default_factory=dict)
+    nothing_left: bool = False
     unread: tuple[str, ...] = ()
     started_ms: int = 0
     metrics_url: str | None = None
@@ -100,6 +103,7 @@ class CoordinatorStatus:
 
 
 def _unseen(status: CoordinatorStatus) -> Iterator[str]:
+    yield from status.topics_left_out.values()
     if status.topics_gone:
         yield f"the broker has no more of {_some(status.topics_gone)}, which the log has"
     if status.unread:

@@ -2,12 +2,12 @@
 
 from collections import Counter as Totals
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prometheus_client import Counter
 
-from nap_stream.metrics import Metrics
+from nap_stream.metrics import WHY_LEFT_OUT, Metrics
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.records import (
     EVIDENCE_OUTCOMES,
@@ -19,6 +19,7 @@ from nap_stream.records import (
 )
 from nap_stream.scored_log.summary import MAX_CLOCK_SKEW_MS
 from nap_stream.settings.run import DriverSettings
+from nap_stream.settings.topics import TopicSelection
 
 HEALTHY_REPORT_AGE_S = 30.0
 """Thirty reports missed: the worker is gone or cannot reach the coordinator."""
@@ -46,13 +47,18 @@ class PartitionTable:
     workers load their models first. All times are of the monotonic clock.
     """
 
-    def __init__(self, metrics: Metrics, patience: DriverSettings) -> None:
-        self._metrics = metrics
+    def __init__(
+        self, metrics: Metrics, patience: DriverSettings, reads: TopicSelection | None = None
+    ) -> None:
+        self._metrics, self._reads = metrics, reads or TopicSelection()
         self._stall_timeout_s = patience.stall_timeout_s
         self._start_timeout_s = patience.start_timeout_s
         self._seen: dict[TopicPartition, _Seen] = {}
         self._awaited_since_s: dict[TopicPartition, float] = {}
         self._listed: frozenset[str] | None = None
+        self._refused: Mapping[str, str] = {}
+        self.topics_gone: Sequence[str] = ()
+        """Those that a pattern read and finds no more, as of the last `lost`."""
 
     def wait_for(self, partitions: Iterable[TopicPartition], now_s: float) -> None:
         """Expect that a worker reports them: the log has them, and they may have more to bring."""
@@ -63,13 +69,41 @@ class PartitionTable:
         if topics is not None:
             self._listed = frozenset(name for name, count in topics.items() if count)
 
+    def refuse(self, topics: Mapping[str, str]) -> None:
+        """Learn which topics workers leave out, and why: nothing comes of them."""
+        self._refused = topics
+
+    def lost(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """As `gone`, and show it."""
+        found, left_out = self.gone(known), self.left_out()
+        topics = {partition.topic for partition in found}
+        self.topics_gone = self._reads.among(topics - left_out.keys())
+        refused = len(self._refused)
+        counts = refused, len(left_out) - refused, len(self.topics_gone)
+        for why, count in zip(WHY_LEFT_OUT, counts, strict=True):
+            self._metrics.topics_left_out.labels(why).set(count)
+        return found
+
+    def left_out(self) -> Mapping[str, str]:
+        """Say of topics why nothing of them is read: those refused, those named and not there."""
+        return {
+            name: f"the broker has no topic {name}: it was deleted, or may not be DESCRIBEd"
+            for name in self.absent(self._reads.names)
+        } | {name: f"topic {name} is left out: {why}" for name, why in self._refused.items()}
+
     def gone(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:
-        """Those of ``known`` whose topic neither the broker lists nor a worker reads."""
-        if self._listed is None:
-            return []
+        """Those of ``known`` whose topic neither the broker lists nor a worker reads, or can."""
         read = {partition.topic for partition, seen in self._seen.items() if seen.worker}
-        there = self._listed | read
-        return [partition for partition in known if partition.topic not in there]
+        return [
+            partition
+            for partition in known
+            if partition.topic in self._refused
+            or not (self._listed is None or partition.topic in self._listed | read)
+        ]
+
+    def nothing_left(self) -> bool:
+        """Whether each topic that the broker lists is refused."""
+        return bool(self._listed) and self._refused.keys() >= (self._listed or frozenset())
 
     def absent(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of the topics that the broker does not list."""
@@ -230,6 +264,14 @@ class WorkerTable:
         known = self._workers.values()
         return [worker.report for worker in known if now_s - worker.received_s <= age_s]
 
+    def left_out(self, now_s: float) -> Mapping[str, str]:
+        """Give the topics, of several, that workers leave out, and why."""
+        return {
+            partition.topic: why
+            for report in self.heard_within(HEALTHY_REPORT_AGE_S, now_s)
+            for partition, why in sorted(report.left_out.items())
+        }
+
     def missing(self, now_s: float) -> tuple[str, ...]:
         """Say how many of the workers have reported, where some have not for long."""
         heard = len(self.heard_within(HEALTHY_REPORT_AGE_S, now_s))
@@ -331,14 +373,6 @@ def _wrong(worker: str, skew_ms: int) -> str:
     return (
         f"the clock of {worker} is {abs(skew_ms) / 1000:,.0f} s {where} the coordinator's: the "
         "times of its rows are wrong, and drift may be judged wrongly. Set both machines' by NTP"
-    )
-
-
-def topics_absent(names: Iterable[str]) -> tuple[str, ...]:
-    """Say of topics that are named and not there that nothing of them is seen."""
-    return tuple(
-        f"the broker has no topic {name}: it was deleted, or this user may not DESCRIBE it"
-        for name in names
     )
 
 

@@ -137,6 +137,7 @@ class WorkerCounters:
         idle: bool,
         waiting_for: str | None,
         time_parts: Mapping[TimePart, float],
+        left_out: Mapping[TopicPartition, str],
     ) -> WorkerReport:
         """The totals, and the stage times since the last report."""
         with self._lock:
@@ -169,6 +170,7 @@ class WorkerCounters:
             decode_warnings=self.decode_warnings,
             evidence=evidence,
             evidence_bytes=evidence_bytes,
+            left_out=left_out,
         )
 
 

@@ -408,6 +408,7 @@ class WorkerLine:
             idle=idle,
             waiting_for=self._waiting.text or self._broker.text or self._reading_waits_for(),
             time_parts=self._stage.time_parts(),
+            left_out=self._source.left_out(),
         )
         self._reporter.report(report)
 

@@ -30,7 +30,8 @@ class PartitionListener(Protocol):
 
         Raises:
             TopicReplacedError: The log of the partition was made from another topic of this
-                name.
+                name. A source of several topics leaves this one out, and asks again later.
+            OffsetRangeError: The topic does not reach the offset; the same.
         """
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -97,6 +98,12 @@ class Source(Protocol):
         """Whether the group has given this member its partitions, and all of them are read.
 
         A poll that brings nothing does not tell: nothing comes while a rebalance goes on, too.
+        """
+
+    def left_out(self) -> Mapping[TopicPartition, str]:
+        """The partitions that it has and cannot read, of several topics, and why.
+
+        They are given up, as `PartitionListener.revoked` or ``lost`` says, and tried again.
         """
 
     def close(self, timeout_s: float) -> None:

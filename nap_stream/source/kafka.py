@@ -1,9 +1,9 @@
 """Messages from Kafka, read as a static member of a consumer group while the topic stays one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event
+from itertools import groupby
 from typing import Any
 
 import structlog
@@ -11,8 +11,14 @@ from kafka import KafkaConsumer, errors
 from kafka.coordinator.base import MemberState
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.clock import Clock, Deadline, SystemClock
-from nap_stream.errors import BrokerUnavailableError
+from nap_stream.clock import Deadline, SystemClock
+from nap_stream.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    NapStreamError,
+    OffsetRangeError,
+    TopicReplacedError,
+)
 from nap_stream.kafka.client import (
     from_native,
     open_client,
@@ -37,77 +43,12 @@ from nap_stream.source.kafka_group import (
     past_the_end,
     unreadable,
 )
-
-METADATA_TIMEOUT_S = 5.0
-UNWATCHED_S = 1.0
-"""A consumer that fetches hears at once that its topic is deleted; after so long a pause, ask."""
-
-
-class TopicWatch:
-    """Watches the ids that the broker gave the consumer's topics when they were made.
-
-    The consumer's metadata are asked for anew when a fetch fails, and every few seconds.
-    ``ids`` are as of the last `refresh` or `replaced`; none of a broker that gives none.
-    """
-
-    def __init__(self, consumer: KafkaConsumer, clock: Clock) -> None:
-        self._consumer, self._clock = consumer, clock
-        self.ids: Mapping[str, str] = {}
-        self._paused_at: float | None = None
-        self._unwatched = False
-
-    def refresh(self) -> None:
-        """Ask anew and take what the broker says.
-
-        Raises:
-            KafkaTimeoutError: kafka-python's own; nobody answered in time.
-        """
-        self._ask()
-        self.ids = self._known()
-
-    def replaced(self) -> frozenset[str]:
-        """The topics of which there is another of the name than last time; then take its id."""
-        if self._unwatched:
-            with suppress(errors.KafkaTimeoutError):
-                self._ask()
-                self._unwatched = False
-        found, before = self._known(), self.ids
-        others = frozenset(name for name, one in found.items() if before.get(name, one) != one)
-        for name in sorted(others):
-            structlog.get_logger().error(
-                "topic_replaced", topic=name, before=before[name], now=found[name]
-            )
-        self.ids = {**before, **found}
-        return others
-
-    def look_again(self) -> None:
-        """Have `replaced` ask the broker the next time."""
-        self._unwatched = True
-
-    def paused(self) -> None:
-        """Take note that nothing is fetched from now on."""
-        if self._paused_at is None:
-            self._paused_at = self._clock.monotonic()
-
-    def resumed(self) -> None:
-        """Take note that messages are fetched again."""
-        at, self._paused_at = self._paused_at, None
-        if at is not None and self._clock.monotonic() - at >= UNWATCHED_S:
-            self.look_again()
-
-    def _ask(self) -> None:
-        # kafka-python shows a consumer's metadata nowhere else.
-        refreshed = self._consumer._cluster.request_update()  # noqa: SLF001
-        answered = Event()
-        refreshed.add_both(lambda _answer: answered.set())
-        if not answered.wait(METADATA_TIMEOUT_S):
-            raise errors.KafkaTimeoutError("no answer to a question for metadata")
-
-    def _known(self) -> Mapping[str, str]:
-        topics = {native.topic for native in self._consumer.assignment()}
-        found = {name: self._consumer._cluster.topic_id(name) for name in topics}  # noqa: SLF001  as above
-        return {name: str(topic_id) for name, topic_id in found.items() if topic_id}
-
+from nap_stream.source.kafka_topics import (
+    LeftOut,
+    TopicWatch,
+    forbidden,
+    take_metadata_as_it_is,
+)
 
 JOIN_MS = 50
 """How long a poll waits at least while the group rebalances: a join goes on in polls alone."""
@@ -124,6 +65,10 @@ class KafkaSource:
 
     Partitions move by cooperative-sticky assignment. A new partition is held back until its
     listener has said where to read from, which happens in the next `poll`.
+
+    Of several topics, one that may not be read, or is not the one that its log was made from, is
+    left out: its partitions are given up and held back, and tried again with backoff. Where one
+    topic is named alone, that is an error.
 
     ``instance_id`` is the static member's name: stable over restarts, unique within the group.
 
@@ -153,8 +98,13 @@ class KafkaSource:
         self._closed = False
         self._has_joined = False
         self._rejoins = False
+        self._several = len(self._reads.names) != 1
+        self._left_out = LeftOut(settings, self._clock)
+        self._forbidden: set[str] = set()
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
+            if self._several:
+                take_metadata_as_it_is(self._consumer, self._forbidden.update)
             self._subscribe(Rebalances(self._take, self._give_up))
         self._topics = TopicWatch(self._consumer, self._clock)
         self._commits = Commits(self._consumer, settings, instance_id)
@@ -164,6 +114,7 @@ class KafkaSource:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
             self._notice_new_topic()
+            self._leave_out_forbidden()
             self._place_fresh()
             # Not before: while the group is asked for a place, it answers nothing else.
             self._rejoin_if_needed()
@@ -172,6 +123,9 @@ class KafkaSource:
                 records = self._consumer.poll(timeout_ms, max_records=max_messages)
             except errors.OffsetOutOfRangeError as error:
                 self._out_of_range(error.args[0])
+                return []
+            except errors.TopicAuthorizationFailedError as error:
+                self._note_forbidden(error)
                 return []
             except UnicodeDecodeError as error:
                 raise unreadable(self._ends, error) from error
@@ -203,7 +157,15 @@ class KafkaSource:
         self, offsets: Mapping[TopicPartition, int], timeout_s: float = COMMIT_TIMEOUT_S
     ) -> bool:
         """Commit positions to the consumer group; see `Source.commit`."""
-        return self._commits.commit(offsets, timeout_s)
+        try:
+            return self._commits.commit(offsets, timeout_s)
+        except BrokerError as error:
+            if not isinstance(error.__cause__, errors.TopicAuthorizationFailedError):
+                raise
+            if not self._several:
+                raise
+            self._forbidden |= set(error.__cause__.args[0])
+            return False
 
     def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""
@@ -226,26 +188,33 @@ class KafkaSource:
         asked = self._consumer.assignment()
         if not asked:
             known = self._consumer._cluster.topics()  # noqa: SLF001  without asking anybody
-            names = self._reads.names or self._reads.among(known)
+            names = self._reads.among(known) if self._several else self._reads.names
+            if not names:
+                return f"it has no {self._reads}; were they deleted, or may this user not see them?"
             asked = {KafkaPartition(name, 0) for name in names}
+        asked = {native for native in asked if native.topic not in self._left_out}
         try:
             with self._typed_errors("asking for the ends of"):
-                self._consumer.end_offsets(list(asked), timeout_ms=REACHABLE_TIMEOUT_S * 1000)
+                self._ask_ends(asked)
         except BrokerUnavailableError:
             # A topic that is not there has no leaders: kafka-python waits for them until its time
             # is up.
-            soon = self._settings.model_copy(update={"connect_timeout_s": REACHABLE_TIMEOUT_S})
-            with suppress(BrokerUnavailableError):
-                topics = sorted({native.topic for native in asked})
-                if missing := topics_missing(soon, topics):
-                    return f"it has no topic {', '.join(missing)}; was it deleted?"
-            return SILENT
+            return self._why_silent(sorted({native.topic for native in asked}))
         return None
 
     def settled(self) -> bool:
         """Whether no rebalance is under way or asked for, and no partition is held back."""
         is_member = self._consumer.group_metadata().state is MemberState.STABLE
-        return is_member and not self._rejoins and not self._fresh
+        waits = any(native.topic not in self._left_out for native in self._fresh)
+        return is_member and not self._rejoins and not waits
+
+    def left_out(self) -> Mapping[TopicPartition, str]:
+        """The partitions that are left out, and why; see `Source.left_out`."""
+        return {
+            from_native(native): self._left_out.why(native.topic)
+            for native in self._fresh
+            if native.topic in self._left_out
+        }
 
     def close(self, timeout_s: float) -> None:
         """Leave the consumer group and close connections. Safe to call twice.
@@ -321,8 +290,12 @@ class KafkaSource:
         Where neither broker nor listener can say, or the group rebalances, the partitions wait for
         a later call; of several topics, those alone of which the broker cannot.
         """
-        waiting = sorted(self._fresh)
-        if not waiting or self._joins.under_way or self._clock.monotonic() < self._place_at:
+        if self._joins.under_way or self._clock.monotonic() < self._place_at:
+            return
+        topics = {native.topic for native in self._fresh}
+        due = {topic for topic in topics if self._left_out.may_try(topic)}
+        waiting = sorted(native for native in self._fresh if native.topic in due)
+        if not waiting:
             return
         found: dict[KafkaPartition, PartitionOffsets] = {}
         cause: Exception | None = None
@@ -335,11 +308,22 @@ class KafkaSource:
         except errors.RetriableError as error:
             found, cause = {}, error
         self._wait(None if cause is None else f"{type(cause).__name__}: {cause}")
-        for native in sorted(found):
-            topic_id = self._topics.ids.get(native.topic)
-            self._place(native, replace(found[native], topic_id=topic_id))
+        self._place_found(found)
         if self._fresh:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
+
+    def _place_found(self, found: Mapping[KafkaPartition, PartitionOffsets]) -> None:
+        """Place each topic's partitions; of several topics, one that is refused is left out."""
+        for topic, natives in groupby(sorted(found), key=lambda native: native.topic):
+            topic_id = self._topics.ids.get(topic)
+            try:
+                for native in natives:
+                    self._place(native, replace(found[native], topic_id=topic_id))
+            except (OffsetRangeError, TopicReplacedError) as error:
+                self._leave_out(topic, error, lost=True)
+            else:
+                if all(native.topic != topic for native in self._fresh):
+                    self._left_out.over(topic)
 
     def _ask_by_topic(
         self, waiting: Sequence[KafkaPartition], found: dict[KafkaPartition, PartitionOffsets]
@@ -355,14 +339,29 @@ class KafkaSource:
         for topic in sorted(topics, key=lambda topic: (topic in self._silent, topic)):
             self._silent.add(topic)
             of_topic = [native for native in waiting if native.topic == topic]
-            found |= ask_offsets(self._consumer, of_topic)
+            try:
+                found |= ask_offsets(self._consumer, of_topic)
+            except errors.TopicAuthorizationFailedError as error:
+                self._note_forbidden(error)
             self._silent.discard(topic)
 
     def _place(self, native: KafkaPartition, found: PartitionOffsets) -> None:
+        was_told = native in self._told
         self._told.add(native)
-        offset = self._listener.assigned(found)
-        if offset is None:
-            return
+        try:
+            offset = self._listener.assigned(found)
+            if offset is None:
+                return
+            was_told = True
+            if native.topic in self._left_out:
+                if offset > found.end:
+                    raise past_the_end(native, offset, found.end)
+                # What is parked there is a refusal of before.
+                self._consumer._fetcher._paused_completed_fetches.pop(native, None)  # noqa: SLF001
+        except NapStreamError:
+            if not was_told:
+                self._told.discard(native)
+            raise
         self._fresh.discard(native)
         self.seek(found.partition, offset)
         if not self._paused:
@@ -387,6 +386,55 @@ class KafkaSource:
             self._give_up(owned, lost=True)
             self._hold_back(owned)
 
+    def _why_silent(self, topics: Sequence[str]) -> str | None:
+        soon = self._settings.model_copy(update={"connect_timeout_s": REACHABLE_TIMEOUT_S})
+        try:
+            missing = topics_missing(soon, topics)
+        except BrokerUnavailableError:
+            return SILENT
+        except BrokerError:
+            if not self._several:
+                raise
+            # The broker answers. It takes away what this user may not see.
+            return None
+        return f"it has no topic {', '.join(missing)}; was it deleted?" if missing else SILENT
+
+    def _ask_ends(self, asked: Collection[KafkaPartition]) -> None:
+        if not asked:
+            return
+        try:
+            self._consumer.end_offsets(list(asked), timeout_ms=REACHABLE_TIMEOUT_S * 1000)
+        except errors.TopicAuthorizationFailedError as error:
+            self._note_forbidden(error)
+
+    def _note_forbidden(self, error: errors.TopicAuthorizationFailedError) -> None:
+        """Have the topics left out, with the next poll, that this user may not read.
+
+        Raises:
+            TopicAuthorizationFailedError: It is one that is read alone.
+        """
+        if not self._several:
+            raise error
+        self._forbidden |= set(error.args[0])
+
+    def _leave_out_forbidden(self) -> None:
+        while self._forbidden:
+            topic = self._forbidden.pop()
+            self._leave_out(topic, forbidden(self._settings, topic), lost=False)
+
+    def _leave_out(self, topic: str, error: NapStreamError, *, lost: bool) -> None:
+        """Give a topic's partitions up and hold them back, in good order unless they are lost.
+
+        Raises:
+            NapStreamError: It is the only topic that is read: ``error``.
+        """
+        if not self._several:
+            raise error
+        self._left_out.add(topic, error, is_forbidden=not lost)
+        owned = sorted(one for one in self._consumer.assignment() if one.topic == topic)
+        self._give_up(owned, lost=lost)
+        self._hold_back(owned)
+
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
         position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
         if position is None and records:
@@ -401,7 +449,7 @@ class KafkaSource:
         """Have partitions placed anew whose position retention has deleted.
 
         Raises:
-            OffsetRangeError: The position is past the end: it belongs to another topic.
+            OffsetRangeError: The position is past the end of the only topic: it belongs to another.
         """
         self._topics.look_again()
         self._notice_new_topic()
@@ -409,7 +457,9 @@ class KafkaSource:
         ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
         for native, position in positions.items():
             if position > ends[native]:
-                raise past_the_end(native, position, ends[native])
+                past = past_the_end(native, position, ends[native])
+                self._leave_out(native.topic, past, lost=True)
+                continue
             structlog.get_logger().warning(
                 "offset_out_of_range", partition=str(from_native(native)), position=position
             )

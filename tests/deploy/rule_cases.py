@@ -339,6 +339,13 @@ CASES: dict[str, list[Case]] = {
         fires("for ten minutes", 10, {"workers_waiting": "1x30"}),
         quiet("for a moment", 10, {"workers_waiting": "0x7 1x30"}),
     ],
+    "NapStreamTopicLeftOut": [
+        fires("refused", 10, {'topics_left_out{why="refused"}': "1x30"}, why="refused"),
+        fires("named, and away", 10, {'topics_left_out{why="absent"}': "2x30"}, why="absent"),
+        fires("gone lately", 30, {'topics_left_out{why="gone"}': "0x10 1x90"}, why="gone"),
+        quiet("gone for long", 90, {'topics_left_out{why="gone"}': "1x90"}),
+        quiet("none", 10, {'topics_left_out{why="refused"}': "0x30"}),
+    ],
     "NapStreamClockWrong": [
         fires("by an hour", 10, {"clock_skew_seconds": "3600x30"}),
         quiet("by a minute, and for a moment by more", 10, {"clock_skew_seconds": "60x7 90x30"}),

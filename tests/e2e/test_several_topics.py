@@ -10,11 +10,12 @@ from nap_stream.kafka.client import create_topics
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
-from tests.e2e.monitor import Monitor, new_monitor
+from tests.e2e.monitor import Monitor, health, metrics_url, new_monitor, scrape
 from tests.e2e.on_ray import running_alone
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
+from tests.support.topics import replace_topic
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
@@ -53,6 +54,44 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(
     assert {head.partition.topic for head in report.heads} == {first, later.topic}
     begun = {head.start_offset for head in report.heads if head.partition.topic == later.topic}
     assert begun == {0}
+
+
+def test_one_that_is_replaced_is_left_out_and_a_run_without_any_ends(
+    apache_kafka: ApacheKafka, calibration: Path, local_ray: dict[str, str], tmp_path: Path
+) -> None:
+    first = new_monitor(apache_kafka.bootstrap, tmp_path / "named", calibration).kafka
+    other = first.model_copy(update={"topic": f"{first.topic}-other"})
+    create_topics(other, [other.topic], 2)
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        calibration,
+        kafka={"topic": "all", "topics": [first.topic, other.topic]},
+    )
+    images = write_images(tmp_path / "images", EACH)
+    produce(first, images)
+    produce(other, images)
+    with running_alone(monitor, local_ray, tmp_path / "run") as run:
+        url = metrics_url(run)
+        wait_until(lambda: _rows(monitor) == {first.topic: EACH, other.topic: EACH}, "rows of both")
+        replace_topic(first, 3)
+        wait_until(lambda: "deleted and made anew" in str(health(url)), "it in /healthz")
+        status, told = health(url)
+        assert status == 503
+        assert f"topic {first.topic} is left out" in str(told["degraded"])
+        left_out = ("nap_stream_topics_left_out", (("why", "refused"),))
+        assert scrape(url)[left_out] == 1
+        produce(other, images)
+        wait_until(
+            lambda: _rows(monitor) == {first.topic: EACH, other.topic: 2 * EACH}, "of the other"
+        )
+        replace_topic(other, 3)
+        assert run.wait() == 1, run.tail
+        assert "no topic is left to read" in run.stderr
+        assert all(f"topic {name} is left out" in run.stderr for name in (first.topic, other.topic))
+    report = verify(LocalStore(monitor.log), deep=True)
+    assert report.clean, report.defects
+    assert _rows(monitor) == {first.topic: EACH, other.topic: 2 * EACH}
 
 
 def test_a_pattern_that_fits_no_topic_is_an_error_that_names_it(

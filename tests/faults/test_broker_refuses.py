@@ -6,20 +6,34 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+)
+from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.errors import BrokerError
-from nap_stream.kafka.client import require_topics
+from nap_stream.kafka.client import create_topics, require_topics
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.dead_letter.test_contract import failed
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ACCESS_CONTROL, SASL_PASSWORD, SASL_USER, ApacheKafka
+from tests.support.lines import Worker, local_log
+from tests.support.streams import rows_in_log
 from tests.support.topics import administering, new_settings, send
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -68,6 +82,23 @@ def allow(admin: KafkaAdminClient, kind: ResourceType, name: str, *names: str) -
                 operation=ACLOperation[operation],
                 permission_type=ACLPermissionType.ALLOW,
                 resource_pattern=ResourcePattern(kind, name),
+            )
+            for operation in names
+        ]
+    )
+
+
+def forbid(admin: KafkaAdminClient, topic: str, *names: str) -> None:
+    admin.delete_acls(
+        [
+            ACLFilter(
+                principal=f"User:{SASL_USER}",
+                host="*",
+                operation=ACLOperation[operation],
+                permission_type=ACLPermissionType.ALLOW,
+                resource_pattern=ResourcePatternFilter(
+                    ResourceType.TOPIC, topic, ACLResourcePatternType.LITERAL
+                ),
             )
             for operation in names
         ]
@@ -123,6 +154,54 @@ def test_what_is_allowed_is_read_and_committed(
         assert source.commit({message.partition: 1})
     finally:
         source.close(10)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("topics", ("READ", "DESCRIBE")), ("topics", ("READ",)), ("topic_pattern", ("READ",))],
+    ids=["named", "named, and may be described", "by a pattern"],
+)
+def test_one_of_two_topics_is_left_out_while_it_may_not_be_read(
+    strict_kafka: ApacheKafka,
+    admin: KafkaAdminClient,
+    settings: KafkaSettings,
+    tmp_path: Path,
+    case: tuple[str, tuple[str, ...]],
+) -> None:
+    """The other goes on, and what came meanwhile is read once it may be, each offset once."""
+    (key, taken), first, second = case, settings.topic, f"{settings.topic}-b"
+    # As the user who may do all.
+    sender = KafkaSettings(topic=first, bootstrap_servers=(strict_kafka.bootstrap,))
+    create_topics(sender, [second], 2)
+    for topic in (first, second):
+        allow(admin, ResourceType.TOPIC, topic, "READ", "DESCRIBE")
+    allow(admin, ResourceType.GROUP, settings.group_id, "READ")
+    reads = {"topics": (first, second), "topic_pattern": f"{first}.*"}
+    mine = settings.model_copy(update={key: reads[key], "session_timeout_s": 6.0})
+    send(sender, [b"g"] * 10, topic=second)
+
+    def have(of_first: int, of_second: int) -> bool:
+        assert worker.running, worker.error
+        rows = rows_in_log(tmp_path, first), rows_in_log(tmp_path, second)
+        return rows == (of_first, of_second)
+
+    with Worker(mine, local_log(tmp_path, "worker-0")) as worker, capture_logs() as logs:
+        wait_until(lambda: have(1, 10), "rows of both")
+        forbid(admin, second, *taken)
+        wait_until(lambda: any(e["event"] == "topic_left_out" for e in logs), "it to be left out")
+        send(sender, [b"g"] * 5, topic=first)
+        send(sender, [b"g"] * 5, topic=second)
+        wait_until(lambda: have(6, 10), "rows of the first alone")
+        wait_until(lambda: {one.topic for one in worker.owned} == {first}, "the other to be left")
+        allow(admin, ResourceType.TOPIC, second, *taken)
+        wait_until(lambda: have(6, 15), "what came meanwhile")
+        wait_until(lambda: not worker.told.reports[-1].left_out, "nothing to be left out")
+        worker.stop()
+    (said,) = [entry for entry in logs if entry["event"] == "topic_left_out"]
+    assert (said["log_level"], said["topic"]) == ("error", second)
+    assert f"does not let user {SASL_USER} read it. Allow READ and DESCRIBE" in said["cause"]
+    verified = verify(LocalStore(tmp_path), deep=True)
+    assert verified.clean, verified.defects
 
 
 def test_an_alert_topic_that_may_not_be_written_to_is_named_and_written_to_when_it_may(

@@ -5,6 +5,7 @@ from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.tables import REPORTS, ClockTable, PartitionTable, WorkerTable
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
 from nap_stream.settings.run import DriverSettings
+from nap_stream.settings.topics import TopicSelection
 from tests.support.summaries import partition, report
 
 STALL_S, START_S = 60.0, 600.0
@@ -101,6 +102,39 @@ def test_series_follow_the_partition() -> None:
     # a falls silent.
     table.expected(10.0, logged({}).get)
     assert (lag(0), table.max_lag()) == (None, None)
+
+
+def test_nothing_is_expected_of_a_topic_that_is_left_out_until_it_is_read_again() -> None:
+    metrics = Metrics("1")
+    images, cameras = partition(0).topic, "cameras"
+    reads = TopicSelection((images, cameras, "away"))
+    table, workers = PartitionTable(metrics, PATIENCE, reads), WorkerTable(metrics, FLEET)
+
+    def left_out(why: str) -> float | None:
+        return metrics.registry.get_sample_value("nap_stream_topics_left_out", {"why": why})
+
+    table.listed({images: 1, cameras: 1, "away": 0})
+    table.take(told("a", progress(0, 5, lag=3)), 0.0)
+    workers.take(report("a", number=1, left_out={partition(0): "it is forbidden"}), 1.0)
+    table.refuse(workers.left_out(1.0))
+    table.take(told("a"), 1.0)
+
+    assert table.expected(2.0, logged({0: 5}).get) == []
+    assert table.lost([partition(0)]) == [partition(0)]
+    assert table.topics_gone == ()
+    assert table.left_out()[images] == f"topic {images} is left out: it is forbidden"
+    assert "no topic away" in table.left_out()["away"]
+    assert [left_out(why) for why in ("refused", "absent", "gone")] == [1, 1, 0]
+    assert not table.nothing_left()
+
+    table.refuse({images: "it is forbidden", cameras: "so is this"})
+    assert table.nothing_left()
+
+    workers.take(report("a", number=2), 3.0)
+    table.refuse(workers.left_out(3.0))
+    table.take(told("a", progress(0, 5, lag=3)), 3.0)
+    assert table.expected(3.0, logged({0: 5}).get) == [partition(0)]
+    assert table.lost([partition(0)]) == []
 
 
 def test_totals_are_counted_once() -> None:

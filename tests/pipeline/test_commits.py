@@ -22,7 +22,12 @@ def test_batches_that_do_not_fit_are_counted_from_the_start() -> None:
     for _ in range(2):
         counters.note_out_of_memory()
         report = counters.report(
-            0, (), idle=False, waiting_for=None, time_parts=dict.fromkeys(TIME_PARTS, 0.0)
+            0,
+            (),
+            idle=False,
+            waiting_for=None,
+            time_parts=dict.fromkeys(TIME_PARTS, 0.0),
+            left_out={},
         )
         totals.append(report.out_of_memory)
     assert totals == [1, 2]

@@ -12,8 +12,9 @@ from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeEr
 from nap_stream.kafka.client import connect, create_topics
 from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
-from nap_stream.source.kafka import UNWATCHED_S, KafkaSource
+from nap_stream.source.kafka import KafkaSource
 from nap_stream.source.kafka_group import ask_offsets
+from nap_stream.source.kafka_topics import UNWATCHED_S
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, delete_before, new_settings, replace_topic, send

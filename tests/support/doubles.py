@@ -143,6 +143,10 @@ class MemorySource:
         """Whether all partitions are placed, and the topic does not stand for a rebalance."""
         return not self._fresh and not self._topic.rebalances
 
+    def left_out(self) -> Mapping[TopicPartition, str]:
+        """It has one topic."""
+        return {}
+
     def close(self, timeout_s: float) -> None:
         """Give all partitions up. Safe to call twice."""
         if not self._closed:
