@@ -143,7 +143,7 @@ class RayCluster:
         require_no_clash(claimed)
         self._name = name = coordinator_name(settings.kafka.group_id)
         # Within a group calls keep their order, and none waits for those of another group.
-        options = {"concurrency_groups": {"line": 1, "tick": 1, "claims": 1}}
+        options = {"concurrency_groups": {"line": 1, "tick": 1, "claims": 1, "claim": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
             name=name,
             namespace=NAMESPACE,

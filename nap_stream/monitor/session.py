@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,8 @@ def gpus_a_worker(settings: Settings) -> float:
 class Claims:
     """What a monitor has for itself: its group, the topics of its log, whose alerts it tells.
 
-    It ``reads`` what may grow; ``topics`` are those that it found.
+    It ``reads`` what may grow; ``topics`` are those that it found, and ``asked`` those that it asks
+    for: of two that ask at the same time, the group that comes first has it.
     """
 
     group: str
@@ -144,6 +145,7 @@ class Claims:
     writes: frozenset[str]
     servers: frozenset[str]
     alerts: str
+    asked: frozenset[str] = frozenset()
 
     def clash(self, other: "Claims") -> tuple[str, str] | None:
         """The key of what both have, and what that is; None where they can be side by side."""
@@ -159,6 +161,12 @@ class Claims:
             if fed := other.reads.among(self.writes):
                 return self.reads.key, f"{', '.join(fed)} to read, which this one writes"
         return None
+
+    def has(self, topic: str, other: "Claims") -> bool:
+        """Whether the log of a topic is this monitor's own, where an ``other`` asks for it."""
+        if self.root != other.root:
+            return False
+        return topic in self.topics or (topic in self.asked and self.group < other.group)
 
     def _both(self, other: "Claims") -> tuple[str, ...]:
         """What both read: of the topics that either found; and one pattern, whatever it finds."""
@@ -296,6 +304,13 @@ def require_no_clash(mine: Claims, own: str = "") -> None:
     Raises:
         WorkerError: Naming what they would share.
     """
+    for name, theirs in other_claims(own):
+        if (clash := mine.clash(theirs)) is not None:
+            raise clash_error(*clash, name)
+
+
+def other_claims(own: str) -> Iterator[tuple[str, Claims]]:
+    """What the monitors of this cluster have but ``own``, each with the name of its actor."""
     for one in ray.util.list_named_actors(all_namespaces=True):
         if one["namespace"] != NAMESPACE or one["name"] == own:
             continue
@@ -307,8 +322,46 @@ def require_no_clash(mine: Claims, own: str = "") -> None:
         except Exception as error:  # noqa: BLE001  Ray's errors here have no type in common
             structlog.get_logger().warning("monitor_not_asked", monitor=name, cause=brief(error))
             continue
-        if (clash := mine.clash(theirs)) is not None:
-            raise clash_error(*clash, name)
+        yield name, theirs
+
+
+def coordinator_name(group: str) -> str:
+    """The name of the actor of the monitor that has a consumer group."""
+    return f"nap-stream-coordinator-{group}"
+
+
+class TopicClaims:
+    """What a monitor has, which grows by topics that appear later. Safe for several threads."""
+
+    def __init__(self, claimed: Claims) -> None:
+        self.claims = claimed
+        self._lock = threading.Lock()
+
+    def own(self, topics: Iterable[str]) -> None:
+        """Take note that the monitor reads topics: whoever took its place may not know."""
+        if not self.claims.topics.issuperset(topics):
+            self._change(lambda mine: replace(mine, topics=mine.topics.union(topics)))
+
+    def claim(self, topic: str) -> str | None:
+        """Have the log of a topic for this monitor; else say whose it is.
+
+        What is asked for is shown before others are asked: of two monitors, one sees the other.
+        """
+        if topic in self.claims.topics:
+            return None
+        self._change(lambda mine: replace(mine, asked=mine.asked | {topic}))
+        try:
+            for name, theirs in other_claims(coordinator_name(self.claims.group)):
+                if theirs.has(topic, self.claims):
+                    return str(clash_error("log.root", f"the log of {topic}", name))
+            self.own([topic])
+        finally:
+            self._change(lambda mine: replace(mine, asked=mine.asked - {topic}))
+        return None
+
+    def _change(self, change: Callable[[Claims], Claims]) -> None:
+        with self._lock:
+            self.claims = change(self.claims)
 
 
 class NodeWatch:

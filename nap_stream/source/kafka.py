@@ -44,6 +44,7 @@ from nap_stream.source.kafka_group import (
     unreadable,
 )
 from nap_stream.source.kafka_topics import (
+    Claim,
     LeftOut,
     TopicWatch,
     forbidden,
@@ -61,7 +62,8 @@ SILENT = "it does not answer"
 class KafkaSource:
     """A consumer of topics, in a group, with static membership and manual commits.
 
-    ``reads`` says of which; by default of those that the settings name.
+    ``reads`` says of which; by default of those that the settings name. ``claim`` says of one that
+    a pattern finds why it is not to be read, if it is not.
 
     Partitions move by cooperative-sticky assignment. A new partition is held back until its
     listener has said where to read from, which happens in the next `poll`.
@@ -84,6 +86,7 @@ class KafkaSource:
         *,
         instance_id: str,
         reads: TopicSelection | None = None,
+        claim: Claim = lambda _topic: None,
     ) -> None:
         self._reads = reads or settings.selection()
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
@@ -99,7 +102,7 @@ class KafkaSource:
         self._has_joined = False
         self._rejoins = False
         self._several = len(self._reads.names) != 1
-        self._left_out = LeftOut(settings, self._clock)
+        self._left_out = LeftOut(settings, self._clock, claim if self._reads.pattern else None)
         self._forbidden: set[str] = set()
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from nap_stream.monitor.cluster import RayCluster, RayWorker
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.session import (
     Claims,
+    claims,
     cluster_resources,
     ray_session,
     require_no_clash,
@@ -245,6 +247,39 @@ def test_two_monitors_that_begin_at_once_find_each_other(
         return {str(one["name"]) for one in ray.util.list_named_actors(all_namespaces=True)}
 
     wait_until(lambda: "nap-stream-coordinator-once-b" not in names(), "its actor to be gone")
+
+
+def test_of_two_whose_patterns_fit_a_later_topic_one_has_it(cluster_of: MakeCluster) -> None:
+    def made(name: str) -> RayCluster:
+        settings = settings_of(
+            kafka={"topic": name, "topic_pattern": f"{name}|both", "group_id": f"later-{name}"},
+            alerts={"monitor": name},
+            worker={"num_gpus": 0},
+        )
+        return cluster_of(settings)
+
+    def claim(cluster: RayCluster) -> Any:
+        return ray.get(cluster._coordinator.claim.remote("both"), timeout=PATIENCE_S)
+
+    one, two = made("one"), made("two")
+    assert claim(one) is None
+    assert claim(one) is None
+    why = "another monitor on this Ray cluster has the log of both. Stop nap-stream-coordinator-"
+    assert f"{why}later-one first" in claim(two)
+    ray.kill(one._coordinator)
+    wait_until(lambda: claim(two) is None, "the second to have it")
+
+
+def test_who_asks_at_the_same_time_gives_way_by_name_and_never_to_another_log() -> None:
+    def asking(group: str, root: str = "log") -> Claims:
+        claimed = claims(settings_of(kafka={"group_id": group}, log={"root": root}), ["images"])
+        return replace(claimed, asked=frozenset({"both"}))
+
+    a, b = asking("a"), asking("b")
+    assert a.has("both", b)
+    assert not b.has("both", a)
+    assert b.has("images", a)
+    assert not asking("a", root="other").has("both", b)
 
 
 @pytest.mark.embedded
