@@ -20,7 +20,7 @@ from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.read import partitions_read, topic_partitions, walk
+from nap_stream.scored_log.read import stream_partitions, walk
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import LAST_OFFSET, in_event_time, summarise_chain, summary_shape
 from nap_stream.settings.schema import Settings
@@ -232,7 +232,7 @@ def replay(
     monitor = DriftMonitor(plan, settings, ManualClock(), watch=watch)
     if watch is not None:
         monitor.accept(AcceptanceReader(store, settings.kafka.topic, ManualClock()).read())
-    names = partitions_read(store, settings.reads) or topic_partitions(store, settings.kafka.topic)
+    names = stream_partitions(store, settings.kafka.topic, settings.reads)
     found = (find_range(store, name, span, calibration.fingerprint) for name in names)
     ranges = {part.partition: part for part in found if part is not None}
     shape, program = summary_shape(settings), version("nap-stream")

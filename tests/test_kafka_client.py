@@ -16,7 +16,7 @@ from nap_stream.kafka.client import (
     require_topics,
     topics_missing,
 )
-from nap_stream.kafka.offsets import offsets_of, topic_offsets
+from nap_stream.kafka.offsets import offsets_of
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.settings.topics import TopicSelection
 from tests.support.topics import new_settings
@@ -40,8 +40,8 @@ def test_topics_are_found_created_and_counted(broker: str) -> None:
 
     create_topics(settings, [settings.topic, other], 2)
     require_topics(settings, [settings.topic, other])
-    assert len(topic_offsets(settings, {})) == 3
-    assert len(topic_offsets(settings.model_copy(update={"topic": other}), {})) == 2
+    assert len(offsets_of(settings, {}, [settings.topic])) == 3
+    assert len(offsets_of(settings, {}, [other])) == 2
 
 
 def test_topics_are_counted_by_one_client(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,6 +434,11 @@ def test_which_topics_are_read(tmp_path: Path, kafka: str, read: list[str]) -> N
     ("more", "problem"),
     [
         ("topics: [a, a]", "topics has a name twice"),
+        ("topics: [a, __consumer_offsets]", "__consumer_offsets is Kafka's own"),
+        ("topics: [a, ..]", "Kafka has no topic .."),
+        (f'topic_pattern: "{"(" * 499}{")" * 499}"', "no regular expression"),
+        ('topic_pattern: "a{99999999999}"', "no regular expression"),
+        ("topics: [a]\nalerts: {topic: z}\ndead_letters: {topic: z}", "need a topic each"),
         ("topics: [a, nap-stream-alerts]", "which this monitor writes"),
         ("topics: [a/b]", "pattern"),
         ("topic_pattern: null\nalerts: {topic: images}", "kafka.topic is images, which this"),

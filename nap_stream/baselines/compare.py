@@ -23,6 +23,7 @@ from nap_stream.core.hidden_keys import CLEAR, HiddenKeys
 from nap_stream.errors import ConfigError
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.drift import KeySettings
+from nap_stream.settings.topics import TopicSelection
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,13 @@ def query_like(
     topic: str | None,
     since_ms: int,
     until_ms: int,
+    *,
     hidden: HiddenKeys = CLEAR,
+    reads: TopicSelection | None = None,
 ) -> StretchQuery:
     """Ask for a stretch whose records are counted as those of the baseline were.
 
-    Keys that were stored in clear are ``hidden`` now.
+    Keys that were stored in clear are ``hidden`` now. ``reads`` is as in `StretchQuery`.
 
     Raises:
         ConfigError: The calibration has no baseline.
@@ -84,9 +87,8 @@ def query_like(
     keys = None
     if baseline.by is not None:
         keys = KeySettings(by=baseline.by, one_per_pane=baseline.one_per_pane)
-    return StretchQuery(
-        topic or baseline.topic, since_ms, until_ms, keys, baseline.pane_ms, hidden=hidden
-    )
+    name, pane_ms = topic or baseline.topic, baseline.pane_ms
+    return StretchQuery(name, since_ms, until_ms, keys, pane_ms, hidden=hidden, reads=reads)
 
 
 def blocks_like(calibration: Calibration, stretch: Stretch) -> Blocks:

@@ -22,7 +22,7 @@ from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.records import STATUSES, Status, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import SCHEMA
-from nap_stream.scored_log.read import topic_partitions, walk
+from nap_stream.scored_log.read import stream_partitions, walk
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import (
     MAX_CLOCK_SKEW_MS,
@@ -31,6 +31,7 @@ from nap_stream.scored_log.summary import (
     rows_schema,
 )
 from nap_stream.settings.drift import KeySettings
+from nap_stream.settings.topics import TopicSelection
 from nap_stream.text import bounded, listed
 
 MAX_RECORDS = 200_000_000
@@ -49,8 +50,9 @@ _OWN = ("fused", "class_id", "calibration_fingerprint", "model_fingerprint", "ca
 class StretchQuery:
     """Which records are meant, and how they are counted.
 
-    Event times in ``[since_ms, until_ms)`` of a topic, in milliseconds since the epoch. ``keys``
-    says what names a key, null where they are not told apart; panes are ``pane_ms`` wide.
+    Event times in ``[since_ms, until_ms)`` of a topic, in milliseconds since the epoch; of a
+    monitor, that is the name of all that it ``reads``, as one stream. ``keys`` says what names a
+    key, null where they are not told apart; panes are ``pane_ms`` wide.
     """
 
     topic: str
@@ -60,6 +62,7 @@ class StretchQuery:
     pane_ms: int
     max_records: int = MAX_RECORDS
     hidden: HiddenKeys = CLEAR
+    reads: TopicSelection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def read_stretch(
         ScoredLogError: The log or the temporary file cannot be used.
     """
     reading = _Reading(query, calibration, spool)
-    for partition in topic_partitions(store, query.topic):
+    for partition in stream_partitions(store, query.topic, query.reads):
         reading.read(store, partition, advance)
     found = reading.found()
     where = f"{store.root}, topic {query.topic}"

@@ -158,7 +158,7 @@ def replay(
             _show(alert.event, console)
 
     store = log_store(None, str(settings.log.root) if log is None else log)
-    tell_pruned(store, settings.kafka.topic, span.since_ms, span.until_ms)
+    tell_pruned(store, settings.reads, span.since_ms, span.until_ms)
     with progress_bar("replaying", unit="records") as advance:
         report = replay_log(
             store,

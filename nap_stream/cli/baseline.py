@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from nap_stream.core.time_kinds import TimeKinds
     from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.settings.schema import Settings
+    from nap_stream.settings.topics import TopicSelection
 
 _LENGTH = re.compile(r"([0-9]{1,6})\s*(s|m|min|h|d)")
 _UNITS_MS = {"s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -60,7 +61,10 @@ RootOption = Annotated[
     ),
 ]
 OneTopicOption = Annotated[
-    str | None, typer.Option(help="The log's topic, instead of that of --config or the only one.")
+    str | None,
+    typer.Option(
+        help="The log's topic, instead of all of --config as one stream, or the only one."
+    ),
 ]
 
 
@@ -223,10 +227,19 @@ def _query(
             )
         except ValidationError as error:
             raise ConfigError(f"expected key or header:NAME, got {key_by!r}", "--key-by") from error
-    if topic is None:
-        topic = only_topic(store) if settings is None else settings.kafka.topic
+    topic, reads = _stream(settings, topic)
     hidden = CLEAR if settings is None else hidden_keys(settings.log.keys)
-    return StretchQuery(topic, *span, keys, drift.pane_ms, hidden=hidden)
+    name = topic or only_topic(store)
+    return StretchQuery(name, *span, keys, drift.pane_ms, hidden=hidden, reads=reads)
+
+
+def _stream(
+    settings: "Settings | None", topic: str | None
+) -> "tuple[str | None, TopicSelection | None]":
+    """The name of what is read, and which topics that is: one, or all of a configuration."""
+    if topic is not None or settings is None:
+        return topic, None
+    return settings.kafka.topic, settings.reads
 
 
 def parse_block(text: str) -> int:
@@ -284,7 +297,7 @@ def _read(
     from nap_stream.baselines.spool import RecordSpool
     from nap_stream.baselines.stretch import read_stretch
 
-    tell_pruned(store, query.topic, query.since_ms, query.until_ms)
+    tell_pruned(store, query.reads or query.topic, query.since_ms, query.until_ms)
     with RecordSpool() as spool:
         yield read_stretch(store, query, calibration, spool, new_bar("reading the log", "records"))
 
@@ -309,8 +322,10 @@ def _alerts(
 
     advance: Progress = new_bar("replaying alerts", "records")
     span = EventSpan(query.since_ms, query.until_ms)
-    kafka = settings.kafka.model_copy(update={"topic": query.topic})
-    own = settings.model_copy(update={"kafka": kafka})
+    own = settings
+    if query.reads is None:
+        kafka = settings.kafka.one(query.topic)
+        own = settings.model_copy(update={"kafka": kafka})
     replay(store, own, parent.facts, span=span, on_alert=note, advance=advance)
     if not fired:
         return ()
@@ -369,17 +384,17 @@ def compare(
 
     store, found, settings = _sources(config, log, calibration)
     since_ms, until_ms = span_ms(since, until, SystemClock())
-    if topic is None and settings is not None:
-        topic = settings.kafka.topic
+    topic, reads = _stream(settings, topic)
     first_ms, last_ms = -(2**63), 2**63 - 1
     query = query_like(
         found,
         topic,
         first_ms if since_ms is None else since_ms,
         last_ms if until_ms is None else until_ms,
-        CLEAR if settings is None else hidden_keys(settings.log.keys),
+        hidden=CLEAR if settings is None else hidden_keys(settings.log.keys),
+        reads=reads,
     )
-    tell_pruned(store, query.topic, since_ms, until_ms)
+    tell_pruned(store, query.reads or query.topic, since_ms, until_ms)
     with progress_bars() as new_bar:
         advance = new_bar("reading the log", "records")
         compared = compare_stretch(store, query, found, advance, by_month=by == "month")

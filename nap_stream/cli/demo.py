@@ -111,6 +111,9 @@ def produce(
     if topic is None and config is None:
         raise ConfigError("expected --topic NAME or --config FILE")
     settings = kafka_settings(config, bootstrap_servers, topic)
+    reads = settings.selection()
+    if topic is None and reads.names != (settings.topic,):
+        raise ConfigError(f"it has the {reads}", reads.key, "Choose one with --topic")
     with progress_bar("producing", unit="images") as advance:
         report = send_images(
             settings,

@@ -17,6 +17,7 @@ import typer
 
 from nap_stream.clock import Clock, Progress
 from nap_stream.errors import ConfigError
+from nap_stream.settings.topics import TopicSelection
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def tell(words: str) -> None:
 
 def tell_pruned(
     store: "SegmentStore",
-    topic: str | None = None,
+    topic: str | TopicSelection | None = None,
     since_ms: int | None = None,
     until_ms: int | None = None,
     *,
@@ -173,10 +174,14 @@ def tell_pruned(
 
     ``chains`` are numbers of partitions, none for all; ``offsets`` the first and the last.
     """
-    from nap_stream.scored_log.read import partitions
+    from nap_stream.scored_log.read import partitions, partitions_read
     from nap_stream.scored_log.seals import told_pruned
 
-    own = [p for p in partitions(store, topic) if not chains or p.partition in chains]
+    if isinstance(topic, TopicSelection):
+        found = partitions_read(store, topic)
+    else:
+        found = partitions(store, topic)
+    own = [p for p in found if not chains or p.partition in chains]
     for words in told_pruned(store, own, since_ms, until_ms, offsets):
         typer.echo(printable(f"pruned  {words}"), err=True)
 

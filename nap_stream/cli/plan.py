@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nap_stream.planning.findings import Findings, Warned
     from nap_stream.planning.recorded import Selection
     from nap_stream.planning.request import PlanRequest
+    from nap_stream.settings.schema import Settings
 
 _TABLE_WIDTH = 160
 _BLOCKS_DECIDE = (
@@ -85,7 +86,9 @@ def plan(
     ] = None,
     topic: Annotated[
         str | None,
-        typer.Option(help="The log's topic; without it, that of --config, or the only one."),
+        typer.Option(
+            help="The log's topic; without it, all of --config as one stream, or the only one."
+        ),
     ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -127,16 +130,13 @@ def plan(
     """
     from nap_stream.calibration.artifact import load_calibration
     from nap_stream.clock import SystemClock
-    from nap_stream.core.hidden_keys import CLEAR
     from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.planning.expected import expect
     from nap_stream.planning.findings import warnings_of
-    from nap_stream.planning.recorded import Selection
     from nap_stream.planning.render import draw_plan
     from nap_stream.planning.request import ask, with_changes
     from nap_stream.settings.drift import DriftSettings
     from nap_stream.settings.load import load_settings
-    from nap_stream.settings.log import hidden_keys
 
     if baseline is not None:
         others = (calibration, log, topic, since, until, block, window or None, png)
@@ -166,7 +166,7 @@ def plan(
     )
     folder = calibration
     if settings is not None:
-        folder, topic = folder or settings.calibration, topic or settings.kafka.topic
+        folder = folder or settings.calibration
     assert folder is not None
     loaded = load_calibration(folder)
     request = ask(drift, loaded.facts, loaded.document.rule.sides)
@@ -176,11 +176,7 @@ def plan(
     with progress_bars(messages) as new_bar:
         findings = None
         if log is not None:
-            selection = Selection(
-                topic,
-                *span_ms(since, until, SystemClock()),
-                hidden=CLEAR if settings is None else hidden_keys(settings.log.keys),
-            )
+            selection = _selection(settings, topic, span_ms(since, until, SystemClock()))
             findings = _findings(request, log, selection, block, streams, seed, new_bar)
         expectation = expect(
             request,
@@ -195,6 +191,21 @@ def plan(
     if png is not None:
         draw_plan(request, expectation, png)
         messages.print(f"drawn to {png}", markup=False)
+
+
+def _selection(
+    settings: "Settings | None", topic: str | None, span: tuple[int | None, int | None]
+) -> "Selection":
+    """The stretch of a topic, or of all topics of a configuration, which are one stream."""
+    from nap_stream.planning.recorded import Selection
+    from nap_stream.settings.log import hidden_keys
+
+    if settings is None:
+        return Selection(topic, *span)
+    hidden = hidden_keys(settings.log.keys)
+    if topic is not None:
+        return Selection(topic, *span, hidden=hidden)
+    return Selection(settings.kafka.topic, *span, hidden=hidden, reads=settings.reads)
 
 
 def _plan_baseline(
@@ -298,7 +309,7 @@ def _findings(
 
     store = log_store(None, log)
     reading = new_bar("reading the log", "partitions")
-    tell_pruned(store, selection.topic, selection.since_ms, selection.until_ms)
+    tell_pruned(store, selection.reads or selection.topic, selection.since_ms, selection.until_ms)
     recorded = read_stretch(store, selection, request.drift, request.facts, reading)
     running = new_bar("running the detectors", "panes")
     return find(request, recorded, block_records=block, streams=streams, seed=seed, advance=running)

@@ -129,7 +129,7 @@ def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms:
         raise ConfigError(
             "the whole stream cannot be accepted", "--key", "Make another baseline from what is new"
         )
-    tell_pruned(store, settings.kafka.topic, from_ms)
+    tell_pruned(store, settings.reads, from_ms)
     found: set[str] = set()
     with progress_bar(f"looking for {key[:MAX_KEY]!r}", unit="segments") as advance:
         for number, keys in enumerate(_keys_since(store, settings, from_ms)):
@@ -151,11 +151,11 @@ def _keys_since(
 ) -> Iterator[tuple[str, ...]]:
     """The keys of each segment since then."""
     from nap_stream.replay import EventSpan, find_range
-    from nap_stream.scored_log.read import partitions_read, topic_partitions
+    from nap_stream.scored_log.read import stream_partitions
     from nap_stream.scored_log.summary import LAST_OFFSET, summarise_chain, summary_shape
 
     shape, span = summary_shape(settings), EventSpan(from_ms, None)
-    names = partitions_read(store, settings.reads) or topic_partitions(store, settings.kafka.topic)
+    names = stream_partitions(store, settings.kafka.topic, settings.reads)
     for name in names:
         part = find_range(store, name, span, "")
         if part is not None:

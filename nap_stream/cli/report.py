@@ -214,9 +214,12 @@ def _months(
     if calibration.document.baseline is None:
         return None
     hidden = CLEAR if settings is None else hidden_keys(settings.log.keys)
+    name, reads = topic, None
+    if topic is None and settings is not None:
+        name, reads = settings.kafka.topic, settings.reads
 
     def months(period: "Span") -> "list[Comparison]":
-        query = query_like(calibration, topic, *period, hidden)
+        query = query_like(calibration, name, *period, hidden=hidden, reads=reads)
         advance = new_bar("comparing with the baseline", "records")
         found = compare_stretch(store, query, calibration, advance, by_month=True)
         return [each for each in found if not each.key]

@@ -13,13 +13,13 @@ from nap_stream.cli.options import (
     JsonReportOption,
     LogOption,
     TopicOption,
-    kafka_settings,
     log_store,
     progress_bar,
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import BrokerError, ConfigError
 from nap_stream.files import publish
+from nap_stream.settings.topics import TopicSelection
 from nap_stream.text import listed, printable, rfc3339
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def verify(
     from nap_stream.scored_log.verify.report import Circumstances, encode_report
 
     store = log_store(config, log)
-    kafka = _kafka(config, topic) if against_broker else None
-    settings = _settings(config, kafka) if contents else None
+    broker_side = _broker_side(config, topic) if against_broker else None
+    settings = _settings(config, broker_side) if contents else None
     if report_file is not None and not report_file.parent.is_dir():
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
     heads = _kept_heads(kept, topic)
@@ -133,7 +133,7 @@ def verify(
     signed = read_checkpoints(store, keys, checkpoint or (), roots) if keys else None
     began_ms = SystemClock().now_ms()
     report, broker, anchors = _verified(
-        *(store, kafka, topic, heads, signed, keys),
+        *(store, broker_side, topic, heads, signed, keys),
         settings=settings,
         deep=deep,
         log_id=log_id,
@@ -150,29 +150,55 @@ def verify(
     sys.exit(0 if report.clean and not (broker and broker.is_cut) else 1)
 
 
-def _settings(config: Path | None, kafka: "KafkaSettings | None") -> "Settings":
+@dataclasses.dataclass(frozen=True, slots=True)
+class _BrokerSide:
+    """What is compared with a broker: the topics that are read, and those of them that it has."""
+
+    kafka: "KafkaSettings"
+    reads: TopicSelection
+    topics: "Sequence[str]"
+
+    @property
+    def missing(self) -> str:
+        """Which topics it does not have; empty where it has all."""
+        names = sorted({*self.reads.names} - {*self.topics})
+        return f"the broker has no topic {', '.join(names)}" if names else ""
+
+
+def _settings(config: Path | None, side: _BrokerSide | None) -> "Settings":
     """The configuration by which messages are read."""
-    if config is None or kafka is None:
+    if config is None or side is None:
         raise ConfigError("expected --against-broker with --contents")
     from nap_stream.contents import require_images
     from nap_stream.settings.load import load_uncalibrated_settings
 
-    return require_images(load_uncalibrated_settings(config).model_copy(update={"kafka": kafka}))
+    own = load_uncalibrated_settings(config)
+    return require_images(own.model_copy(update={"kafka": side.kafka}))
 
 
-def _kafka(config: Path | None, topic: str | None) -> "KafkaSettings":
-    from nap_stream.kafka.client import require_topics
+def _broker_side(config: Path | None, topic: str | None) -> _BrokerSide:
+    """All topics of a configuration, or one of them.
+
+    Raises:
+        TopicNotFoundError: The broker has none of them.
+    """
+    from nap_stream.kafka.client import topics_missing, topics_read
+    from nap_stream.settings.load import load_uncalibrated_settings
 
     if config is None:
         raise ConfigError("expected --config FILE with --against-broker, to know the broker")
-    settings = kafka_settings(config, None, topic)
-    require_topics(settings, [settings.topic])
-    return settings
+    settings = load_uncalibrated_settings(config)
+    kafka, reads = settings.kafka, settings.reads
+    if topic is not None:
+        kafka, reads = kafka.one(topic), TopicSelection((topic,))
+    missing = topics_missing(kafka, reads.names) if reads.names else ()
+    there = tuple(name for name in reads.names if name not in missing)
+    return _BrokerSide(kafka, reads, there or topics_read(kafka, reads))
 
 
 def _verified(
     store: "SegmentStore",
-    kafka: "KafkaSettings | None",
+    side: _BrokerSide | None,
     topic: str | None,
     kept: "list[Head]",
     signed: "Iterable[FoundCheckpoint] | None",
@@ -192,14 +218,14 @@ def _verified(
     from nap_stream.scored_log.verify.sealed import unsigned_seals
 
     committed: Mapping[TopicPartition, int] = {}
-    if kafka is not None:
+    if side is not None:
         from nap_stream.kafka.offsets import committed_offsets
 
         # Workers commit what they have published: so the committed offsets come first.
-        committed = committed_offsets(kafka)
+        committed = committed_offsets(side.kafka, side.reads)
     with progress_bar("verifying", unit="files") as advance:
         report = verify_log(store, deep=deep, topic=topic, advance=advance, may_be_empty=True)
-    broker = None if kafka is None else _beside_broker(store, kafka, settings, committed, report)
+    broker = None if side is None else _beside_broker(store, side, settings, committed, report)
     defects = [*report.defects, *compare_with_kept(store, kept)]
     defects += () if broker is None else broker.defects
     anchors = None
@@ -208,25 +234,26 @@ def _verified(
             *(store, report.heads, signed, topic), expected_id=log_id, with_stamps=with_stamps
         )
         defects += [*anchors.defects, *unsigned_seals(store, report.pruned, keys)]
-    if not report.partitions and (not defects or not (kept or kafka or anchors)):
+    if not report.partitions and (not defects or not (kept or side or anchors)):
         require_chain(store, topic)
     return dataclasses.replace(report, defects=sorted_defects(defects)), broker, anchors
 
 
 def _beside_broker(
     store: "SegmentStore",
-    kafka: "KafkaSettings",
+    side: _BrokerSide,
     settings: "Settings | None",
     committed: "Mapping[TopicPartition, int]",
     report: "VerifyReport",
 ) -> "BrokerReport":
     """What the broker has beside a log that was read. Where it is away now, the report says so."""
-    from nap_stream.kafka.offsets import topic_offsets
+    from nap_stream.kafka.offsets import offsets_of
     from nap_stream.scored_log.verify.compared import compare_with_broker
     from nap_stream.scored_log.verify.report import BrokerReport
 
+    kafka = side.kafka
     try:
-        offsets = topic_offsets(kafka, committed)
+        offsets = offsets_of(kafka, committed, side.topics)
     except BrokerError as error:
         return BrokerReport(kafka.topic, kafka.group_id, (), (), problem=str(error))
     broker = compare_with_broker(
@@ -235,7 +262,9 @@ def _beside_broker(
         topic=kafka.topic,
         group_id=kafka.group_id,
         from_earliest=kafka.start == "earliest",
+        reads=side.reads,
     )
+    broker = dataclasses.replace(broker, problem=side.missing)
     if settings is None:
         return broker
     from nap_stream.contents import compare_contents

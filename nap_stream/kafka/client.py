@@ -349,13 +349,16 @@ def topics_read(settings: KafkaSettings, reads: TopicSelection) -> tuple[str, ..
         require_topics(settings, reads.names)
         return reads.names
     with _admin(settings) as admin:
-        found = reads.among(admin.list_topics())
+        names = admin.list_topics()
+    found = reads.among(names)
     if not found:
+        but = ", ".join(TopicSelection((), reads.pattern).among(names))
         raise TopicNotFoundError(
-            f"no topic fits the pattern {reads.pattern}",
+            f"no topic fits the pattern {reads.pattern}"
+            + (f" but {but}, which this monitor writes" if but else ""),
             ", ".join(settings.bootstrap_servers),
-            "Check kafka.topic_pattern, which is for the whole name, and that the user may "
-            "DESCRIBE the topics; or create one",
+            "Check kafka.topic_pattern, a regular expression (.* and not *) for the whole name, "
+            "and that the user may DESCRIBE the topics; or create one",
         )
     return found
 

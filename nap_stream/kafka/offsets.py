@@ -47,23 +47,10 @@ def committed_offsets(
     }
 
 
-def topic_offsets(
-    settings: KafkaSettings, committed: Mapping[TopicPartition, int]
-) -> list[PartitionOffsets]:
-    """The first and the next offset of each of the topic's partitions, with those ``committed``.
-
-    Raises:
-        TopicNotFoundError: The topic does not exist.
-        BrokerUnavailableError: None answered in ``connect_timeout_s``.
-        BrokerError: The broker refuses.
-    """
-    return offsets_of(settings, committed, [settings.topic])
-
-
 def offsets_of(
     settings: KafkaSettings, committed: Mapping[TopicPartition, int], topics: Sequence[str]
 ) -> list[PartitionOffsets]:
-    """The same of each partition of several topics.
+    """The first and the next offset of each partition of topics, with those ``committed``.
 
     Raises:
         TopicNotFoundError: A topic does not exist.

@@ -325,11 +325,6 @@ def other_claims(own: str) -> Iterator[tuple[str, Claims]]:
         yield name, theirs
 
 
-def coordinator_name(group: str) -> str:
-    """The name of the actor of the monitor that has a consumer group."""
-    return f"nap-stream-coordinator-{group}"
-
-
 class TopicClaims:
     """What a monitor has, which grows by topics that appear later. Safe for several threads."""
 

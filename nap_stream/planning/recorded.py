@@ -16,7 +16,7 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.records import Status
 from nap_stream.scored_log.query import Query, scan
-from nap_stream.scored_log.read import partitions, topic_partitions
+from nap_stream.scored_log.read import partitions, stream_partitions
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import (
     SummaryRows,
@@ -25,6 +25,7 @@ from nap_stream.scored_log.summary import (
     rows_schema,
 )
 from nap_stream.settings.drift import DriftSettings
+from nap_stream.settings.topics import TopicSelection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,8 +189,8 @@ class Selection:
     """The stretch that is meant: ``since_ms <= event time < until_ms`` of a topic.
 
     Times are in milliseconds since the epoch; a null one sets no bound. A null topic is the only
-    one in the log. The stretch may hold at most ``max_records`` scored records. Keys that were
-    stored in clear are ``hidden`` now.
+    one in the log; of a monitor, it is the name of all that it ``reads``. The stretch may hold at
+    most ``max_records`` scored records. Keys that were stored in clear are ``hidden`` now.
     """
 
     topic: str | None = None
@@ -197,6 +198,7 @@ class Selection:
     until_ms: int | None = None
     max_records: int = MAX_RECORDS
     hidden: HiddenKeys = CLEAR
+    reads: TopicSelection | None = None
 
 
 def read_stretch(
@@ -221,7 +223,7 @@ def read_stretch(
         ChainBrokenError: A segment cannot be read.
     """
     topic = selection.topic or only_topic(store)
-    found = topic_partitions(store, topic)
+    found = stream_partitions(store, topic, selection.reads)
     parts: list[PaneCounts] = []
     others, left = 0, selection.max_records
     contradicting, first = 0, ""

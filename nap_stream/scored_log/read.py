@@ -83,6 +83,25 @@ def partitions_read(store: SegmentStore, reads: TopicSelection) -> tuple[TopicPa
     return tuple(found for found in partitions(store) if found.topic in reads)
 
 
+def stream_partitions(
+    store: SegmentStore, topic: str, reads: TopicSelection | None
+) -> tuple[TopicPartition, ...]:
+    """The partitions in the log of all topics that a monitor ``reads``, in order; at least one.
+
+    They are one stream, called ``topic``; without a monitor it is the topic itself.
+
+    Raises:
+        ConfigError: No topic can have that name.
+        LogRootError: There is no log at the root, or it has none of the topics.
+    """
+    found = () if reads is None else partitions_read(store, reads)
+    if found or reads is None or len(reads.names) == 1:
+        return found or topic_partitions(store, topic)
+    others = sorted({partition.topic for partition in partitions(store)})
+    held = f"its topics are {', '.join(others)}" if others else "it holds no topics"
+    raise LogRootError(f"the log has none of the {reads}; {held}", store.root, "Name another root")
+
+
 def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, ...]:
     """The partitions of a topic that the log has, in order; at least one.
 

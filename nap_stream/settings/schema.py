@@ -31,7 +31,7 @@ from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.oauth import OAuthSettings
 from nap_stream.settings.run import DriverSettings, MetricsSettings, TracingSettings, WorkerSettings
-from nap_stream.settings.topics import TopicSelection, require_pattern
+from nap_stream.settings.topics import TopicSelection, require_names, require_pattern
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
@@ -114,6 +114,10 @@ class KafkaSettings(Section):
             return TopicSelection((), self.topic_pattern, frozenset(never))
         return TopicSelection(self.topics or (self.topic,))
 
+    def one(self, topic: str) -> Self:
+        """The same, of one topic."""
+        return self.model_copy(update={"topic": topic, "topics": (), "topic_pattern": None})
+
     @field_validator("topic_pattern")
     @classmethod
     def _can_be_compiled(cls, value: str | None) -> str | None:
@@ -123,10 +127,7 @@ class KafkaSettings(Section):
 
     @model_validator(mode="after")
     def _topics_once(self) -> Self:
-        if self.topics and self.topic_pattern is not None:
-            raise ValueError("give topics or topic_pattern, not both")
-        if len(set(self.topics)) < len(self.topics):
-            raise ValueError("topics has a name twice")
+        require_names(self.topic, self.topics, self.topic_pattern)
         return self
 
     @field_validator("bootstrap_servers", mode="before")
@@ -480,6 +481,8 @@ class Settings(Section):
             raise ValueError("evidence.root and log.root must lie apart: neither in the other")
         if self.evidence.root is not None and self.model.elsewhere is not None:
             raise ValueError("evidence.root keeps images, and with model.elsewhere there are none")
+        if len({*self.written}) < len(self.written):
+            raise ValueError("alerts, dead letters and checkpoints need a topic each")
         if both := sorted({*self.reads.names} & {*self.written}):
             key = "kafka.topics has" if self.kafka.topics else "kafka.topic is"
             raise ValueError(f"{key} {', '.join(both)}, which this monitor writes")

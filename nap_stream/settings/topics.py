@@ -9,6 +9,8 @@ LONGEST = 249
 """Of a topic's name."""
 MATCH_S = 0.2
 """What one name may take to be looked at. Each new topic is looked at by each worker."""
+_KAFKAS = frozenset({"__consumer_offsets", "__transaction_state"})
+"""What each commit writes to: whoever reads it finds its own commits there, for ever."""
 _FLAGS = re.compile(r"\(\?([aiLmsux]+)\)")
 
 
@@ -69,7 +71,7 @@ def require_pattern(pattern: str) -> None:
             raise ValueError(f"flags stand in a group with what they are for: write {instead}")
         # Also within what is made of it: `a)|(b` is none there.
         regex = re.compile(TopicSelection((), pattern).regex)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"no regular expression: {error}") from None
     for name in _trials(whole.pattern):
         began_s = time.thread_time()
@@ -79,6 +81,21 @@ def require_pattern(pattern: str) -> None:
                 f"it takes very long to find that a name of {len(name)} letters does not fit: "
                 "write it with fewer repeats, and none within another, as in (a+)+"
             )
+
+
+def require_names(topic: str, topics: tuple[str, ...], pattern: str | None) -> None:
+    """Refuse names that cannot be read side by side, or at all.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    if topics and pattern is not None:
+        raise ValueError("give topics or topic_pattern, not both")
+    if len(set(topics)) < len(topics):
+        raise ValueError("topics has a name twice")
+    read = () if pattern is not None else topics or (topic,)
+    if own := sorted(_KAFKAS.intersection(read)):
+        raise ValueError(f"{', '.join(own)} is Kafka's own, and holds no images")
 
 
 def _trials(pattern: str) -> Iterator[str]:

@@ -82,6 +82,12 @@ def _without_user(value: str) -> str:
     return value
 
 
+def _more_than_dots(name: str) -> str:
+    if name in {".", ".."}:
+        raise ValueError(f"Kafka has no topic {name}")
+    return name
+
+
 AnyPath = Annotated[Path, AfterValidator(_from_folder)]
 ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
 AnyObject = Annotated[
@@ -98,7 +104,9 @@ Probability = Annotated[float, Field(gt=0, lt=1)]
 HttpAddress = Annotated[
     str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000), AfterValidator(_without_user)
 ]
-TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+TopicName = Annotated[
+    str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$"), AfterValidator(_more_than_dots)
+]
 Sides = Positive | tuple[Positive, Positive]
 LogRoot = Annotated[str | Path, AfterValidator(_log_root)]
 """The root of a scored log: a folder, or an address in an object store."""

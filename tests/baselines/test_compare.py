@@ -70,4 +70,4 @@ def test_records_are_counted_as_those_of_the_baseline_were() -> None:
     assert (query.keys.by, query.keys.one_per_pane) == ("header:lens", True)
     assert query_like(calibration, "other", 3, 4).topic == "other"
     hidden = HiddenKeys(Stored.HASHED, secret=b"0123456789abcdef")
-    assert query_like(calibration, None, 3, 4, hidden).hidden == hidden
+    assert query_like(calibration, None, 3, 4, hidden=hidden).hidden == hidden

@@ -10,6 +10,7 @@ from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.cli.baseline import parse_block, parse_times
 from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.errors import ConfigError
+from nap_stream.records import TopicPartition
 from tests.baselines.streams import DAY_MS, START_MS, Writer, cameras, images, within
 from tests.cli.program import Call
 
@@ -103,6 +104,36 @@ def test_a_baseline_is_made_shown_taken_up_and_compared_with(nap: Call, tmp_path
     Writer(tmp_path / "other", images(300)).write(cameras(3, 1, every_ms=30_000))
     assert nap("report", "--log", tmp_path / "other", *given).exit_code == 0
     assert "Not compared with the baseline: " in page.read_text(encoding="utf-8")
+
+
+def test_all_topics_of_a_monitor_are_one_stream(nap: Call, tmp_path: Path, site: Path) -> None:
+    """Half of the cameras come by another topic: blocks and keys are those of both."""
+    two = tmp_path / "log"
+    Writer(two, IMAGES).write(cameras(2, 48, every_ms=30_000))
+    vans = TopicPartition("vans", 0)
+    Writer(two, IMAGES).write(cameras(1, 48, every_ms=30_000), vans)
+    kafka = {"topic": "all", "topics": ["cars", "vans"]}
+    config = configuration(site, "several.yaml", kafka=kafka, log={"root": str(two)})
+    out = tmp_path / "second"
+
+    ended = nap("baseline", "--config", config, *SPAN, *WHO, "--out", out)
+    assert ended.exit_code == 0, ended.err
+    assert re.search(r"17,280 of 2 keys by key", ended.out)
+    baseline = load_calibration(out).document.baseline
+    assert baseline is not None
+    assert (baseline.topic, baseline.records) == ("all", 17_280)
+    ended = nap("compare", "--config", config, "--calibration", out, *SPAN, "--json")
+    assert [each["records"] for each in json.loads(ended.out)] == [17_280]
+    ended = nap("compare", "--config", config, "--calibration", out, "--topic", "vans", "--json")
+    assert [each["records"] for each in json.loads(ended.out)] == [5_760]
+    ended = nap("plan", "--config", config, "--log", two, "--streams", 2, "--json")
+    assert json.loads(ended.out)["stretch"]["topic"] == "all"
+
+    kafka = {"topic": "all", "topic_pattern": "ships-.*"}
+    config = configuration(site, "several.yaml", kafka=kafka, log={"root": str(two)})
+    ended = nap("baseline", "--config", config, *SPAN, *WHO, "--out", tmp_path / "third")
+    assert ended.exit_code == 1
+    assert "none of the topics like ships-.*; its topics are cars, vans" in ended.err
 
 
 def test_a_baseline_can_be_made_without_a_configuration(nap: Call, tmp_path: Path) -> None:

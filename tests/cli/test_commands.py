@@ -397,6 +397,15 @@ def test_calibrate_refuses_options_of_a_model_here_for_one_elsewhere(
     assert given == [3]
 
 
+def test_produce_names_the_topics_of_which_one_is_to_be_chosen(nap: Call, tmp_path: Path) -> None:
+    config, images = tmp_path / "monitor.yaml", tmp_path / "images"
+    images.mkdir()
+    config.write_text("kafka: {topic: all, topics: [north, south]}", encoding="utf-8")
+    ended = nap("produce", images, "--config", config)
+    assert (ended.exit_code, ended.out) == (2, "")
+    assert "kafka.topics: it has the topics north, south. Choose one with --topic" in ended.err
+
+
 def test_produce_needs_a_topic_and_a_broker(nap: Call, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 1)
 

@@ -13,7 +13,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.contents import _Topic, compare_contents
 from nap_stream.errors import BrokerUnavailableError
 from nap_stream.kafka import offsets as kafka_offsets
-from nap_stream.kafka.offsets import topic_offsets
+from nap_stream.kafka.offsets import offsets_of
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.format import seal_path
 from nap_stream.scored_log.stores.local import LocalStore
@@ -115,7 +115,7 @@ def test_a_topic_that_cannot_be_read_leaves_what_was_verified(
     )
 
     # It answered when it was asked for what is committed, and is away once the log is read.
-    monkeypatch.setattr(kafka_offsets, "topic_offsets", fails)
+    monkeypatch.setattr(kafka_offsets, "offsets_of", fails)
     ended = nap("verify", "--config", made.config, "--against-broker", "--report", report)
     assert ended.exit_code == 1
     assert "broker  not compared: " in ended.out
@@ -139,7 +139,7 @@ def test_what_was_pruned_is_counted_and_not_called_missing(embedded: str, tmp_pa
         yaml.safe_dump({"kafka": named, "model": MODEL, "log": {"root": str(tmp_path)}})
     )
     settings = load_uncalibrated_settings(config)
-    offsets = topic_offsets(settings.kafka, {})
+    offsets = offsets_of(settings.kafka, {}, [settings.kafka.topic])
     report = verify(store, clock=ManualClock())
     assert [gap.file for gap in report.gaps] == [seal_path(partition, 0)]
     found = compare_contents(store, settings, report, offsets, lambda *_: None)

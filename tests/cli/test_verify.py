@@ -13,7 +13,7 @@ from kafka.structs import TopicPartition as KafkaPartition
 import nap_stream
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.kafka.client import create_topics
-from nap_stream.kafka.offsets import committed_offsets, topic_offsets
+from nap_stream.kafka.offsets import committed_offsets, offsets_of
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.events import Event, append_event, event_path
 from nap_stream.scored_log.format import segment_path
@@ -281,7 +281,7 @@ def site(apache_kafka: ApacheKafka, tmp_path: Path) -> Site:
 
 @pytest.mark.kafka
 def test_against_a_broker_that_agrees(nap: Call, site: Site) -> None:
-    topic_id = topic_offsets(site.settings, {})[0].topic_id
+    topic_id = offsets_of(site.settings, {}, [site.settings.topic])[0].topic_id
     assert topic_id is not None
     for number, end in enumerate((4, 3, 2)):
         site.chain(number, end, topic_id=topic_id)
@@ -299,8 +299,45 @@ def test_against_a_broker_that_agrees(nap: Call, site: Site) -> None:
 
 
 @pytest.mark.kafka
+def test_all_topics_of_a_monitor_are_compared(nap: Call, site: Site) -> None:
+    first, other = site.settings.topic, f"{site.settings.topic}-other"
+    create_topics(site.settings, [other], 1)
+    send(site.settings, [b"x"] * 2, topic=other)
+    for number in range(3):
+        site.chain(number, 4)
+    where = TopicPartition(other, 0)
+    site.log.publish(where, site.log.begin(where, 0), 2, [])
+    text = site.config.read_text(encoding="utf-8")
+
+    def verified(reads: str, *options: str) -> tuple[int, str]:
+        changed = text.replace(f"topic: {first}", f"topic: all, {reads}")
+        site.config.write_text(changed, encoding="utf-8")
+        ended = nap("verify", "--config", site.config, "--against-broker", *options)
+        return ended.exit_code, ended.out
+
+    exit_code, out = verified(f'topic_pattern: "{first}.*"')
+    assert (exit_code, out.splitlines()[-1]) == (0, "clean")
+    assert f"broker  {first}/2: [0, 4), committed nothing, the chain is 0 behind" in out
+    assert f"broker  {other}/0: [0, 2), committed nothing, the chain is 0 behind" in out
+
+    exit_code, out = verified(f"topics: [{first}, {other}, away]")
+    assert exit_code == 1
+    assert "broker  not compared: the broker has no topic away" in out
+    assert f"broker  {other}/0: [0, 2)" in out
+
+    exit_code, out = verified(f"topics: [{first}, {other}]", "--topic", other)
+    assert (exit_code, out.splitlines()[-1]) == (0, "clean")
+    assert f"broker  {first}/" not in out
+
+    site.log.publish(where, site.log.end(where) or site.log.begin(where, 0), 3, [])
+    exit_code, out = verified(f"topics: [{first}, {other}]")
+    assert exit_code == 1
+    assert f"topic={other}/partition=0" in out
+
+
+@pytest.mark.kafka
 def test_what_a_broker_retains_is_no_gap_and_not_before_a_chain(nap: Call, site: Site) -> None:
-    topic_id = topic_offsets(site.settings, {})[0].topic_id
+    topic_id = offsets_of(site.settings, {}, [site.settings.topic])[0].topic_id
     for number, (start, reason) in enumerate([(0, "retention"), (2, None), (0, "retention")]):
         where = site.partition(number)
         position = site.log.begin(where, start, topic_id)
@@ -343,7 +380,7 @@ def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
         "earliest": 0,
         "end": 4,
         "committed": 3,
-        "topic_id": topic_offsets(site.settings, {})[0].topic_id,
+        "topic_id": offsets_of(site.settings, {}, [site.settings.topic])[0].topic_id,
         "chain_start": 0,
         "chain_end": 2,
         "lag": 2,
@@ -356,14 +393,14 @@ def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
 def test_offsets_of_a_topic_and_a_group_that_nobody_uses(apache_kafka: ApacheKafka) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     assert committed_offsets(settings) == {}
-    (found,) = topic_offsets(settings, {})
+    (found,) = offsets_of(settings, {}, [settings.topic])
     partition = TopicPartition(settings.topic, 0)
     assert found == PartitionOffsets(partition, 0, 0, None, found.topic_id)
     gone = settings.model_copy(update={"topic": f"{settings.topic}-gone"})
     with pytest.raises(TopicNotFoundError, match="no such topic"):
-        topic_offsets(gone, {})
+        offsets_of(gone, {}, [gone.topic])
     create_topics(settings, [gone.topic])
-    assert topic_offsets(gone, {})[0].topic_id != found.topic_id
+    assert offsets_of(gone, {}, [gone.topic])[0].topic_id != found.topic_id
 
 
 @pytest.mark.kafka

@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.kafka.offsets import topic_offsets
+from nap_stream.kafka.offsets import offsets_of
 from nap_stream.monitor.run import begin_chains
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.stores import store_at
@@ -75,7 +75,7 @@ def test_partitions_that_are_added_have_all_of_their_messages_in_the_log_or_in_a
 ) -> None:
     kafka = settings.model_copy(update={"start": start})
     send(kafka, [b"g"] * 7, partition=0)
-    begin_chains(local_log(tmp_path, "driver"), topic_offsets(kafka, {}), start)
+    begin_chains(local_log(tmp_path, "driver"), offsets_of(kafka, {}, [kafka.topic]), start)
     # What comes before a worker has the partition came after the run began.
     send(kafka, [b"g"] * 2, partition=0)
     first = 0 if start == "earliest" else 7
@@ -90,7 +90,7 @@ def test_partitions_that_are_added_have_all_of_their_messages_in_the_log_or_in_a
     send(kafka, [b"g"] * 6, partition=2)
     delete_before(kafka, 4, partition=2)
     send(kafka, [b"g"] * 3, partition=3)
-    begin_chains(local_log(tmp_path, "driver"), topic_offsets(kafka, {}), start)
+    begin_chains(local_log(tmp_path, "driver"), offsets_of(kafka, {}, [kafka.topic]), start)
     with Worker(kafka, local_log(tmp_path, "worker-0")) as worker:
         wait_until(lambda: rows_in_log(tmp_path, kafka.topic) >= 19 - first, "the last rows")
         worker.stop()

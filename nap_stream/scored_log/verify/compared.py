@@ -6,7 +6,7 @@ was changed, added or cut off.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -48,8 +48,9 @@ def compare_with_broker(
     topic: str,
     group_id: str,
     from_earliest: bool = True,
+    reads: Container[str] | None = None,
 ) -> BrokerReport:
-    """Compare the chains of one topic with its partitions.
+    """Compare the chains of a topic, or of all that a monitor ``reads``, with their partitions.
 
     Offsets that a chain declares missing, or that lie before its start, must not be in the topic
     any more: what retention deleted does not come back. ``from_earliest`` says that chains start at
@@ -58,10 +59,11 @@ def compare_with_broker(
     Beside running workers the committed offsets must be read before the log is, and the
     partitions' ends after it: a worker commits what it has published before.
 
-    ``report`` is of the log, or of this topic in it; ``offsets`` are of every partition that the
-    topic has.
+    ``report`` is of the log, or of these topics in it; ``offsets`` are of every partition that
+    they have. ``topic`` is what the report calls them.
     """
-    heads = {head.partition: head for head in report.heads if head.partition.topic == topic}
+    own = (topic,) if reads is None else reads
+    heads = {head.partition: head for head in report.heads if head.partition.topic in own}
     broken = {defect.file.rsplit("/", 1)[0] for defect in report.defects}
     known = {one.partition for one in offsets}
     defects = [_beyond(heads[partition], None) for partition in sorted(heads.keys() - known)]

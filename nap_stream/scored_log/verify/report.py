@@ -255,7 +255,8 @@ class ContentsReport:
 class BrokerReport:
     """The outcome of `compare_with_broker`; ``contents`` is None where they were not asked for.
 
-    ``problem`` says why nothing was compared; empty where it was.
+    ``topic`` is the name of all that were compared. ``problem`` says what was not, and why; empty
+    where all was.
     """
 
     topic: str
