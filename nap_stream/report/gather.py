@@ -1,7 +1,7 @@
 """The figures of a report: what the log tells of a period."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from nap_stream.report.counts import (
     tally,
     worked,
 )
-from nap_stream.report.history import History, Span, history
+from nap_stream.report.history import History, Span, history, streams_of
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.index import HOUR_MS
@@ -97,7 +97,7 @@ class Figures:
     says who pruned rows of the period. ``anomalous`` are rows by the log's columns, the smallest
     p-value first, with ``event_ms``, the key as text, and ``picture``, the address of a small one;
     empty where ``no_picture`` says why. ``months`` are of the stream, beside the baseline, where
-    one was given; ``no_months`` says why not.
+    one was given; ``no_months`` says why not. ``streams`` are as `streams_of` gives them.
     """
 
     asked: Asked
@@ -121,6 +121,12 @@ class Figures:
     comparison: Comparison | None
     months: "Sequence[BesideBaseline]" = ()
     no_months: str = ""
+    streams: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def names_of(self, topic: str) -> frozenset[str]:
+        """The streams that a topic is of."""
+        names = frozenset(name for name, own in self.streams.items() if topic in own)
+        return names or frozenset({topic})
 
     @cached_property
     def judged(self) -> list[tuple[tuple[str, str, str], Count]]:
@@ -156,7 +162,8 @@ def gather(
     partitions = require_partitions(store, Query(topic=asked.topic))
     unread: list[ChainBrokenError] = []
     defects: list[Defect] = []
-    told = history(read_events(store, defects=defects), asked.topic)
+    topics = tuple(sorted({each.topic for each in partitions}))
+    told, streams = _history(list(read_events(store, defects=defects)), asked, topics)
     every = list(listed(store, Query(topic=asked.topic), unread))
     held = _held(every)
     since_ms, begins = _beginning(store, asked, told, every, unread)
@@ -184,7 +191,7 @@ def gather(
     found = counted(query, files, unit_ms)
     own = told.within(since_ms, until_ms)
     telling = _telling_of_runs(every, files, until_ms)
-    runs = worked(store, telling, own.runs, (since_ms, until_ms), unread)
+    runs = worked(store, telling, own.runs, (since_ms, until_ms), unread, streams=streams)
     rows = most_anomalous(store, query, asked.images, files=files, unread=unread).to_pylist()
     comparison = None
     if beside is not None and beside_files is not None and asked.compared is not None:
@@ -217,7 +224,8 @@ def gather(
     return Figures(
         asked=asked,
         root=store.root,
-        topics=tuple(sorted({each.topic for each in partitions})),
+        streams=streams,
+        topics=topics,
         since_ms=since_ms,
         until_ms=until_ms,
         made_ms=now_ms,
@@ -237,6 +245,14 @@ def gather(
         months=by_month,
         no_months=no_months,
     )
+
+
+def _history(
+    events: Sequence[Event], asked: Asked, topics: Sequence[str]
+) -> tuple[History, Mapping[str, frozenset[str]]]:
+    """What happened to the streams of topics, and which topics each is of."""
+    streams = streams_of(events, topics)
+    return history(events, None if asked.topic is None else streams.keys()), streams
 
 
 def _by_month(months: Months | None, period: Span) -> "tuple[Sequence[BesideBaseline], str]":

@@ -4,7 +4,7 @@ Their data come from outside: what is missing or of another kind is left out.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from nap_stream.core.alert_state import Detector
 from nap_stream.scored_log.events import Event, EventKind, alert_id
 from nap_stream.scored_log.history import differences
 from nap_stream.settings.drift import DriftSettings
+from nap_stream.settings.topics import LONGEST_PATTERN, TopicSelection, require_pattern
 from nap_stream.text import LATEST_MS
 
 Span = tuple[int, int]
@@ -160,12 +161,40 @@ class History:
         )
 
 
-def history(events: Iterable[Event], topic: str | None = None) -> History:
-    """Tell what happened to a topic, or to all; ``events`` are in order."""
+def streams_of(events: Iterable[Event], topics: Collection[str]) -> Mapping[str, frozenset[str]]:
+    """Which of the log's topics each monitor judges as one stream, by the stream's name.
+
+    A topic that no monitor says it reads is a stream of its own.
+    """
+    found = defaultdict[str, set[str]](set)
+    for event in events:
+        if event.kind == EventKind.RUN_STARTED:
+            kafka = _tree(_tree(event.data.get("settings")).get("kafka"))
+            found[event.topic].update(_selection(kafka, event.topic).among(topics))
+    alone = set(topics).difference(*found.values())
+    return {name: frozenset(own) for name, own in found.items() if own} | {
+        topic: frozenset({topic}) for topic in alone
+    }
+
+
+def _selection(kafka: Mapping[str, Any], topic: str) -> TopicSelection:
+    """What a run said it reads, which others can have written."""
+    names, pattern = kafka.get("topics"), kafka.get("topic_pattern")
+    if isinstance(pattern, str) and len(pattern) <= LONGEST_PATTERN:
+        try:
+            require_pattern(pattern)
+        except ValueError:
+            return TopicSelection()
+        return TopicSelection((), pattern)
+    return TopicSelection(tuple(map(str, names)) if isinstance(names, list) and names else (topic,))
+
+
+def history(events: Iterable[Event], streams: Collection[str] | None = None) -> History:
+    """Tell what happened to streams, by their names, or to all; ``events`` are in order."""
     count, last, own = 0, None, defaultdict[str, list[Event]](list)
     for event in events:
         count, last = count + 1, event
-        if topic is None or event.topic in {topic, ""}:
+        if streams is None or event.topic in {*streams, ""}:
             own[event.kind].append(event)
     acknowledged, accepted = own[EventKind.ACKNOWLEDGED], own[EventKind.ACCEPTED]
     episodes = sorted(

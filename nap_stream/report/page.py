@@ -85,7 +85,8 @@ def _values(f: Figures) -> dict[str, Any]:
         lanes.append((topic, *bars))
     seen = sorted({topic for topic, _ in f.tally.times})
     episodes = _episodes(f)
-    promises = [sentence for topic in f.topics[:MOST_CHARTS] for sentence in promise(f, topic)]
+    streams = sorted(f.streams)[:MOST_CHARTS]
+    promises = [sentence for stream in streams for sentence in promise(f, stream)]
     return {
         "axis": axis,
         "width": duration(width_ms),
@@ -122,7 +123,7 @@ def _coverage(f: Figures, least_ms: int) -> Coverage:
         scored = list(_stretches(f.tally.scored_times, topic, width_ms))
         behind = outside([*scored, *empty], period) if is_late else []
         idle, perhaps = without_monitor(
-            (run for run in f.history.runs if run.started.topic == topic), period
+            (run for run in f.history.runs if run.started.topic in f.names_of(topic)), period
         )
         for found, spans, at_least in (
             (silent, empty, least_ms),
@@ -151,11 +152,12 @@ def _chart(
     f: Figures, topic: str, width_ms: int, axis: Axis, episodes: Sequence[tuple[int, Episode]]
 ) -> tuple[Chart, dict[int, Count]]:
     points = coarser(f.tally.times, width_ms, topic)
-    bounds = f.history.bounds(topic)
+    names = f.names_of(topic)
+    bounds = [bound for name in sorted(names) for bound in f.history.bounds(name)]
     if not bounds and f.asked.stated is not None:
         bounds = [(axis.period, f.asked.stated.bound)]
     alerts = sorted(
-        ((number, each) for number, each in episodes[:MOST] if each.topic == topic),
+        ((number, each) for number, each in episodes[:MOST] if each.topic in names),
         key=lambda each: each[0],
     )
     return ood_chart(topic, points, width_ms, bounds=bounds, alerts=alerts, axis=axis), points

@@ -156,13 +156,18 @@ def _open(f: Figures) -> Answer:
 
 
 def promise(f: Figures, topic: str) -> list[str]:
-    """Say what the promise about false alarms, and the alerts of drift, tell of a topic."""
+    """Say what the promise about false alarms, and the alerts of drift, tell of a stream."""
     if f.history.last is None:
         return [f"{topic}: {_NO_EVENTS}"]
+    if f.asked.topic not in {None, topic}:
+        return [f"{topic}: the promise is about all of it, and this is of {f.asked.topic} alone."]
     own = [run for run in f.history.runs if run.started.topic == topic]
+    own_topics = f.streams.get(topic, frozenset({topic}))
     stated = [(run.judged, run.run_length) for run in own if run.run_length is not None]
     if not stated and f.asked.stated is not None:
-        scored = sum(count.scored for (name, _), count in f.tally.times.items() if name == topic)
+        scored = sum(
+            count.scored for (name, _), count in f.tally.times.items() if name in own_topics
+        )
         stated = [(scored, f.asked.stated.run_length)]
     if not stated:
         return [f"{topic}: no run of the period states its promise as a number of images."]

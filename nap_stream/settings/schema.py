@@ -31,7 +31,12 @@ from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.oauth import OAuthSettings
 from nap_stream.settings.run import DriverSettings, MetricsSettings, TracingSettings, WorkerSettings
-from nap_stream.settings.topics import TopicSelection, require_names, require_pattern
+from nap_stream.settings.topics import (
+    LONGEST_PATTERN,
+    TopicSelection,
+    require_names,
+    require_pattern,
+)
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
@@ -71,7 +76,7 @@ class KafkaSettings(Section):
     name under which alerts, checkpoints and metrics tell of all of them together."""
     topics: tuple[TopicName, ...] = ()
     """Several topics of image messages, which are judged as one stream."""
-    topic_pattern: str | None = Field(default=None, min_length=1, max_length=1_000)
+    topic_pattern: str | None = Field(default=None, min_length=1, max_length=LONGEST_PATTERN)
     """In place of them a regular expression for the whole name of a topic. One that appears later
     is read from offset 0 on. The topics that this monitor writes never fit."""
     group_id: str = Field(default="nap-stream", min_length=1, max_length=200)

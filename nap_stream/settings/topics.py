@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 LONGEST = 249
 """Of a topic's name."""
+LONGEST_PATTERN = 1_000
 MATCH_S = 0.2
 """What one name may take to be looked at. Each new topic is looked at by each worker."""
 _KAFKAS = frozenset({"__consumer_offsets", "__transaction_state"})

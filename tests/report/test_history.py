@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from nap_stream.report.history import History, Run, history, outside, without_monitor
+from nap_stream.report.history import History, Run, history, outside, streams_of, without_monitor
 from nap_stream.scored_log.events import Event
 from tests.report.month import TOPIC, alert, at, run_started, write_events
 from tests.support.memory_store import MemoryStore
@@ -144,6 +144,27 @@ def test_a_period_has_what_it_has_a_part_of(month: History) -> None:
     assert found.changes == ()
 
 
+def test_topics_that_a_monitor_judges_together_are_one_stream() -> None:
+    def started(name: str, **kafka: object) -> Event:
+        event = run_started("01T00:00", "a")
+        settings = {"kafka": {"topic": name, **kafka}}
+        return replace(event, topic=name, data={**event.data, "settings": settings})
+
+    topics = ["cam-1", "cam-2", "vans", "cars", "alone"]
+    events = [
+        started("cams", topics=[], topic_pattern="cam-.*"),
+        started("others", topics=["vans", "cars", "not-in-the-log"], topic_pattern=None),
+        started("gone"),
+        started("hostile", topic_pattern="(a+)+b"),
+        started("strange", topics=[1, None], topic_pattern=5),
+    ]
+    assert streams_of(events, topics) == {
+        "cams": {"cam-1", "cam-2"},
+        "others": {"vans", "cars"},
+        "alone": {"alone"},
+    }
+
+
 def test_of_a_topic_only_its_own_events(month: History) -> None:
-    found = history(write_events(MemoryStore()), "another")
+    found = history(write_events(MemoryStore()), ["another"])
     assert (found.runs, found.episodes, found.count) == ((), (), month.count)

@@ -425,6 +425,27 @@ def test_a_period_without_rows(store: MemoryStore) -> None:
     assert "<figcaption><b>" not in page
 
 
+def test_a_monitor_of_several_topics_has_one_promise_and_its_runs_are_those_of_each() -> None:
+    store = MemoryStore()
+    topics = "cam-1", "cam-2"
+    for topic in topics:
+        write_rows(store, days=2, topic=topic)
+    event = run_started("01T00:00", "a")
+    settings = {**event.data["settings"], "kafka": {"topic": "cams", "topic_pattern": "cam-.*"}}
+    append_event(store, replace(event, topic="cams", data={**event.data, "settings": settings}))
+    figures = gather(store, Asked(until_ms=at("03T00:00"), verified=False), now_ms=END_MS)
+    assert figures.streams == {"cams": {*topics}}
+    (run,) = figures.history.runs
+    assert run.judged == figures.tally.all.scored
+    assert f"It judged {run.judged:,}." in promise(figures, "cams")[0]
+    page = render(figures)
+    assert "cam-1: " not in page
+    one = gather(store, Asked(topic="cam-1", verified=False), now_ms=END_MS)
+    assert promise(one, "cams") == [
+        "cams: the promise is about all of it, and this is of cam-1 alone."
+    ]
+
+
 def test_the_promise_is_compared_with_what_began(month: Figures) -> None:
     assert sum(run.judged for run in month.history.runs) == month.tally.all.scored
     first, second = promise(month, TOPIC)
