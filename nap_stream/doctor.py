@@ -2,9 +2,9 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
@@ -32,13 +32,13 @@ from nap_stream.monitor.session import cluster_resources
 from nap_stream.monitor.worker import load_to_check
 from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder
 from nap_stream.preview import ImageSeen, look_at, look_at_outputs
-from nap_stream.records import Status
+from nap_stream.records import Message, Status
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.settings.load import UncalibratedSettings
 from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
-from nap_stream.source.peek import Peeked, peek
+from nap_stream.source.peek import peek
 from nap_stream.text import duration
 
 CHECKS = (
@@ -395,29 +395,35 @@ def _messages(
 
     ``known`` is of a model that runs elsewhere, once it is calibrated.
     """
-    topic = topics_read(settings.kafka, settings.reads)[0]
-    peeked = peek(settings.kafka.model_copy(update={"topic": topic}), MESSAGES)
-    if not peeked.messages:
-        detail = f"{topic} is empty: send some, and run doctor again"
+    topics = topics_read(settings.kafka, settings.reads)
+    looked = topics[:MESSAGES]
+    found = [peek(settings.kafka.one(topic), MESSAGES // len(looked)) for topic in looked]
+    messages = [message for peeked in found for message in peeked.messages]
+    empty = [topic for topic, peeked in zip(looked, found, strict=True) if not peeked.messages]
+    if not messages:
+        are = "is" if len(empty) == 1 else "are"
+        detail = f"{', '.join(empty)} {are} empty: send some, and run doctor again"
         return Finding("messages", Outcome.OK, detail)
+    rest = f"; {', '.join(empty)} empty" if empty else ""
+    if len(topics) > len(looked):
+        rest += f"; {len(topics) - len(looked)} more topics were not looked at"
     if settings.model.elsewhere is not None:
         decode = output_decoder(known, settings.limits, (), SystemClock())
         names = None if known is None else known.model.class_names
-        return _of_images(peeked, look_at_outputs(peeked.messages, decode, names))
+        return _of_images(messages, look_at_outputs(messages, decode, names), rest)
     # Whoever waits for doctor does not wait for a store or a registry that is away.
     reader = open_reader(settings.messages.model_copy(update={"wait_s": 0.0}), settings.limits)
     with closing(reader) if reader is not None else nullcontext():
-        images = look_at(
-            peeked.messages, settings.limits, settings.model.preprocessing, loaded, reader
-        )
-    return _of_images(peeked, images)
+        images = look_at(messages, settings.limits, settings.model.preprocessing, loaded, reader)
+    return _of_images(messages, images, rest)
 
 
-def _of_images(peeked: Peeked, images: list[ImageSeen]) -> Finding:
+def _of_images(messages: Sequence[Message], images: list[ImageSeen], rest: str) -> Finding:
+    topics = sorted({message.partition.topic for message in messages})
     unreadable = sum(one.status is not Status.OK for one in images)
     detail = (
-        f"{len(images) - unreadable} of {len(images)} images of the newest {len(peeked.messages)} "
-        f"messages of {peeked.messages[0].partition.topic} can be read"
+        f"{len(images) - unreadable} of {len(images)} images of the newest {len(messages)} "
+        f"messages of {', '.join(topics)} can be read{rest}"
     )
     if unreadable < len(images):
         warnings = (f"{unreadable} cannot be read",) if unreadable else ()

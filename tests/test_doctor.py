@@ -12,7 +12,7 @@ from nap_stream.cli.run import doctor as command
 from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.doctor import CHECKS, Finding, Outcome, examine
 from nap_stream.feed import Input, model_inputs
-from nap_stream.kafka.client import topics_missing
+from nap_stream.kafka.client import create_topics, topics_missing
 from nap_stream.model import execution as execution_module
 from nap_stream.model.facts import Execution
 from nap_stream.model.load import load_model
@@ -353,6 +353,22 @@ def test_an_empty_topic_is_said_and_fails_nothing(embedded: str, tmp_path: Path)
 
     assert found.outcome is Outcome.OK
     assert "is empty" in found.detail
+
+
+@pytest.mark.embedded
+def test_each_of_several_topics_is_looked_at(embedded: str, tmp_path: Path) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+    first = settings.kafka.topic
+    names = tuple(f"{first}-{number}" for number in range(12))
+    create_topics(settings.kafka, names, 1)
+    send(settings.kafka, [encoded(smooth_image(1))], topic=names[0])
+    kafka = settings.kafka.model_copy(update={"topics": names})
+
+    found = findings(settings.model_copy(update={"kafka": kafka}), make_topics=True)["messages"]
+
+    assert found.outcome is Outcome.OK
+    assert f"newest 1 messages of {names[0]} can be read; {names[1]}, " in found.detail
+    assert found.detail.endswith("empty; 2 more topics were not looked at")
 
 
 @pytest.mark.embedded

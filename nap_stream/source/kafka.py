@@ -23,7 +23,6 @@ from nap_stream.kafka.client import (
     from_native,
     open_client,
     to_native,
-    topics_missing,
     translated_errors,
 )
 from nap_stream.records import Fetched, PartitionOffsets, TopicPartition
@@ -41,22 +40,23 @@ from nap_stream.source.kafka_group import (
     leave_group,
     message,
     past_the_end,
+    truncated,
     unreadable,
 )
 from nap_stream.source.kafka_topics import (
+    REACHABLE_TIMEOUT_S,
     Claim,
     LeftOut,
     TopicWatch,
     forbidden,
     take_metadata_as_it_is,
+    why_silent,
 )
 
 JOIN_MS = 50
 """How long a poll waits at least while the group rebalances: a join goes on in polls alone."""
 PLACE_AGAIN_S = 1.0
 POSITION_TIMEOUT_S = 1.0
-REACHABLE_TIMEOUT_S = 2.0
-SILENT = "it does not answer"
 
 
 class KafkaSource:
@@ -104,6 +104,7 @@ class KafkaSource:
         self._several = len(self._reads.names) != 1
         self._left_out = LeftOut(settings, self._clock, claim if self._reads.pattern else None)
         self._forbidden: set[str] = set()
+        self._truncated: dict[KafkaPartition, Any] = {}
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
             if self._several:
@@ -117,7 +118,7 @@ class KafkaSource:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
             self._notice_new_topic()
-            self._leave_out_forbidden()
+            self._leave_out_wrong()
             self._place_fresh()
             # Not before: while the group is asked for a place, it answers nothing else.
             self._rejoin_if_needed()
@@ -129,6 +130,9 @@ class KafkaSource:
                 return []
             except errors.TopicAuthorizationFailedError as error:
                 self._note_forbidden(error)
+                return []
+            except errors.LogTruncationError as error:
+                self._truncated |= error.divergent_offsets
                 return []
             except UnicodeDecodeError as error:
                 raise unreadable(self._ends, error) from error
@@ -202,7 +206,8 @@ class KafkaSource:
         except BrokerUnavailableError:
             # A topic that is not there has no leaders: kafka-python waits for them until its time
             # is up.
-            return self._why_silent(sorted({native.topic for native in asked}))
+            topics = sorted({native.topic for native in asked})
+            return why_silent(self._settings, topics, several=self._several)
         return None
 
     def settled(self) -> bool:
@@ -389,19 +394,6 @@ class KafkaSource:
             self._give_up(owned, lost=True)
             self._hold_back(owned)
 
-    def _why_silent(self, topics: Sequence[str]) -> str | None:
-        soon = self._settings.model_copy(update={"connect_timeout_s": REACHABLE_TIMEOUT_S})
-        try:
-            missing = topics_missing(soon, topics)
-        except BrokerUnavailableError:
-            return SILENT
-        except BrokerError:
-            if not self._several:
-                raise
-            # The broker answers. It takes away what this user may not see.
-            return None
-        return f"it has no topic {', '.join(missing)}; was it deleted?" if missing else SILENT
-
     def _ask_ends(self, asked: Collection[KafkaPartition]) -> None:
         if not asked:
             return
@@ -420,7 +412,19 @@ class KafkaSource:
             raise error
         self._forbidden |= set(error.args[0])
 
-    def _leave_out_forbidden(self) -> None:
+    def _leave_out_wrong(self) -> None:
+        """Leave out the topics of which it was noticed that they cannot be read on.
+
+        Raises:
+            OffsetRangeError: It is the only topic that is read.
+        """
+        if self._truncated:
+            self._topics.look_again()
+            self._notice_new_topic()
+        while self._truncated:
+            native, at = self._truncated.popitem()
+            if native in self._told - self._fresh:
+                self._leave_out(native.topic, truncated(native, at), lost=True)
         while self._forbidden:
             topic = self._forbidden.pop()
             self._leave_out(topic, forbidden(self._settings, topic), lost=False)
@@ -439,7 +443,12 @@ class KafkaSource:
         self._hold_back(owned)
 
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
-        position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
+        try:
+            position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
+        except errors.LogTruncationError as error:
+            # It may be of another partition, and what was fetched of this one counts.
+            self._truncated |= error.divergent_offsets
+            position = None
         if position is None and records:
             position = records[-1].offset + 1
         if position is None or (not records and position <= self._ends.get(native, position)):

@@ -280,6 +280,20 @@ def past_the_end(native: KafkaPartition, position: int, end: int) -> OffsetRange
     )
 
 
+def truncated(native: KafkaPartition, at: Any) -> OffsetRangeError:
+    """The error for a partition whose leader has lost messages that were read.
+
+    ``at`` is the first of them as kafka-python says it, None where that is not known.
+    """
+    first = "" if at is None else f", from offset {at.offset} on"
+    return OffsetRangeError(
+        f"the broker has lost messages that were read{first}",
+        str(from_native(native)),
+        "Was a leader elected uncleanly? The log keeps the rows of what was lost, and goes on "
+        "behind them once the topic has come so far",
+    )
+
+
 def unreadable(ends: Mapping[KafkaPartition, int], error: UnicodeDecodeError) -> BrokerError:
     """The error for a message whose header has a name that kafka-python cannot read.
 

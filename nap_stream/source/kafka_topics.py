@@ -1,6 +1,6 @@
 """The topics of a consumer: whether they are still the same, and which of several are left out."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from threading import Event
@@ -12,8 +12,14 @@ from kafka.admin import ACLOperation
 from kafka.util import WeakMethod
 
 from nap_stream.clock import Clock
-from nap_stream.errors import BrokerError, NapStreamError
-from nap_stream.kafka.client import client_options, described, open_client, translated_errors
+from nap_stream.errors import BrokerError, BrokerUnavailableError, NapStreamError
+from nap_stream.kafka.client import (
+    client_options,
+    described,
+    open_client,
+    topics_missing,
+    translated_errors,
+)
 from nap_stream.settings.schema import KafkaSettings
 
 METADATA_TIMEOUT_S = 5.0
@@ -87,6 +93,8 @@ class TopicWatch:
         return {name: str(topic_id) for name, topic_id in found.items() if topic_id}
 
 
+REACHABLE_TIMEOUT_S = 2.0
+SILENT = "it does not answer"
 Claim = Callable[[str], str | None]
 """(topic) → why it is not to be read; None where it is."""
 TRY_AGAIN_S = 1.0
@@ -178,6 +186,24 @@ def may_read(settings: KafkaSettings, topic: str) -> bool:
         return False
     allowed = [topic.get("authorized_operations") for topic in found]
     return bool(found) and all(not one or ACLOperation.READ.name in one for one in allowed)
+
+
+def why_silent(settings: KafkaSettings, topics: Sequence[str], *, several: bool) -> str | None:
+    """Why nobody answers for topics; None where the broker is there, and they are taken away.
+
+    Raises:
+        BrokerError: The only topic may not be seen.
+    """
+    soon = settings.model_copy(update={"connect_timeout_s": REACHABLE_TIMEOUT_S})
+    try:
+        missing = topics_missing(soon, topics)
+    except BrokerUnavailableError:
+        return SILENT
+    except BrokerError:
+        if not several:
+            raise
+        return None
+    return f"it has no topic {', '.join(missing)}; was it deleted?" if missing else SILENT
 
 
 def take_metadata_as_it_is(

@@ -9,6 +9,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.drift.records import DriftSnapshot
 from nap_stream.errors import (
+    BrokerError,
     BrokerUnavailableError,
     GpuUnavailableError,
     WorkerError,
@@ -581,6 +582,30 @@ def test_ends_when_nothing_has_come_for_so_long() -> None:
 
     assert result.ending is Ending.IDLE
     assert 25 <= clock.monotonic() <= 27
+
+
+def test_a_partition_that_is_left_out_keeps_no_run_from_its_end() -> None:
+    def view(now: float) -> CoordinatorStatus:
+        left_out = {partition(0): "it was replaced"} if now > 20 else {}
+        return status(_sent(report(idle=True, partitions=(), left_out=left_out), now))
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], view)
+    assert run(cluster, RunLimits(until_idle_s=5)).ending is Ending.IDLE
+    assert cluster.clock.monotonic() >= 25
+
+
+def test_a_run_without_a_topic_that_can_be_read_ends_with_what_is_wrong_of_each() -> None:
+    def view(now: float) -> CoordinatorStatus:
+        told = {"a": "topic a is left out: replaced", "b": "topic b is left out: forbidden"}
+        nothing_left = now > 20
+        left_out = told if nothing_left else {"a": told["a"]}
+        found = status(_sent(report(), now))
+        return replace(found, topics_left_out=left_out, nothing_left=nothing_left)
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], view)
+    with pytest.raises(BrokerError, match=r"no topic is left to read: .* a .*; .* b .*forbidden"):
+        run(cluster, FOREVER)
+    assert cluster.clock.monotonic() > 20
 
 
 def test_is_not_idle_before_every_partition_is_owned() -> None:
