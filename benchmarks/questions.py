@@ -175,7 +175,7 @@ def ask_broker(folder: Path, messages: int, rounds: int) -> None:
 def print_medians(name: str, arguments: list[str], folder: Path, rounds: int) -> None:
     took = [timed(arguments, folder) for _ in range(rounds)]
     clock, cores = (statistics.median(column) for column in zip(*took, strict=True))
-    print(f"| {name} | {cores:.1f} | {clock:.1f} |", flush=True)
+    print(f"| {name} | {clock:.1f} | {cores:.1f} |", flush=True)
 
 
 def timed(arguments: list[str], folder: Path) -> tuple[float, float]:

@@ -55,7 +55,7 @@ COMMANDS = {
     "replay": _Command("alerts", "Recompute all alerts from the scored log."),
     "verify": _Command("verify", "Check that the log is whole."),
     "compact": _Command("log", "Merge the segments of hours and days."),
-    "prune": _Command("log", "Remove the oldest rows of the log, under a seal."),
+    "prune": _Command("log", "Remove the oldest rows of the log, for good."),
     "history": _Command("events", "Show what happened, by whom and when."),
     "ack": _Command("events", "Acknowledge an alert."),
     "erase": _Command("show", "Erase images that were kept as evidence."),
@@ -69,7 +69,7 @@ COMMANDS = {
 }
 """The program's commands, in the order in which help lists them.
 
-A command is imported when it is called: what one needs takes the others' time else.
+A command is imported when it is called: the others do not wait for what it needs.
 """
 
 
@@ -125,6 +125,7 @@ def build_app() -> typer.Typer:
 
     def unloaded() -> None:
         """In the place of a command, for the list."""
+        raise AssertionError("a command is loaded when it is called by its name")
 
     for name, command in COMMANDS.items():
         app.command(name, short_help=command.short_help)(unloaded)

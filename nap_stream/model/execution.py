@@ -173,8 +173,8 @@ def computing(execution: Execution, device: torch.device) -> Iterator[None]:
     """While the block runs, modules compute in an execution's precision on a device."""
     with ExitStack() as stack:
         stack.enter_context(float32_kernels(device, tf32=execution.precision == "tf32"))
-        if reduced_type(execution) is not None:
-            stack.enter_context(torch.autocast(device.type, reduced_type(execution)))
+        if (dtype := reduced_type(execution)) is not None:
+            stack.enter_context(torch.autocast(device.type, dtype))
         yield
 
 
@@ -186,9 +186,10 @@ def convert(module: nn.Module, execution: Execution, head: HeadSite | None) -> N
     never changed: other modules may share them. ``module`` is in evaluation mode.
     """
     kept = None if head is None else submodule(module, head.module)
+    dtype = reduced_type(execution)
     layout = torch.channels_last if execution.channels_last else torch.contiguous_format
     for part in unwrapped(module).modules():
-        cast = reduced_type(execution) if type(part) in _CAST_ONCE and part is not kept else None
+        cast = dtype if type(part) in _CAST_ONCE and part is not kept else None
         for name, before in list(part.named_parameters(recurse=False)):
             after = before.detach()
             if cast is not None and after.dtype == torch.float32:

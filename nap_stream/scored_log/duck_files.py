@@ -38,6 +38,10 @@ class _SharedFile:
         return content
 
     def close(self) -> None:
+        """Leave it open: others read it, too. `StoreFiles.show` closes it."""
+
+    def end(self) -> None:
+        """Close it for all who read it."""
         self._file.close()
 
 
@@ -54,12 +58,13 @@ class StoreFiles(AbstractFileSystem):  # type: ignore[misc]  # it has no types
         self.replaced = False
         self.failure: ScoredLogError | ConfigError | None = None
         self._opened: dict[str, _SharedFile] = {}
+        self._opening = threading.Lock()
 
     def show(self, files: Sequence[LogFile]) -> None:
         """Have these files in it, and no others; closes what was opened before."""
         # DuckDB does not close them.
         while self._opened:
-            self._opened.popitem()[1].close()
+            self._opened.popitem()[1].end()
         self.listed = {file.path: file for file in files}
         self.replaced, self.failure = False, None
 
@@ -78,18 +83,22 @@ class StoreFiles(AbstractFileSystem):  # type: ignore[misc]  # it has no types
         if mode != "rb":
             raise PermissionError(f"the log is only read: {path}")
         # DuckDB opens each twice, and an object store would have to send it twice.
-        if (found := self._opened.get(file.path)) is not None:
-            return found.again()
-        try:
-            opened = _SharedFile(open_listed(self._store, file))
-        except ReplacedError:
-            self.replaced = True
-            raise
-        except ScoredLogError as error:
-            self.failure = error
-            raise
-        self._opened[file.path] = opened
-        return opened
+        if (found := self._opened.get(file.path)) is None:
+            try:
+                found = _SharedFile(open_listed(self._store, file))
+            except ReplacedError:
+                self.replaced = True
+                raise
+            except ScoredLogError as error:
+                self.failure = error
+                raise
+            with self._opening:
+                first = self._opened.setdefault(file.path, found)
+            if first is not found:
+                # Another thread was sooner.
+                found.end()
+                found = first
+        return found.again()
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """What a listed file is."""

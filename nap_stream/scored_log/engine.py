@@ -166,6 +166,9 @@ class Engine:
         """
         import duckdb  # noqa: PLC0415  as above
 
+        if len({file.path for file in files}) < len(files):
+            # A file took the name of one that was listed before it. DuckDB would read it twice.
+            raise ReplacedError
         self._files.show(files)
         try:
             self._show(files, within, view)

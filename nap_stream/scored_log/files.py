@@ -44,7 +44,7 @@ PROTOCOL = "scored-log"
 READ_AHEAD = 16
 """How many files are looked at before they are asked for, in as many threads."""
 _LOCAL_READERS = 4
-"""Of these threads where files lie here: more of them wait for each other, not for the disk."""
+"""Of these threads where files lie in a folder: on a local disk more wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,8 +336,9 @@ def read_rows(
             # A thread of Arrow's that lets go of a Python file while the program ends aborts it.
             rows = parquet.read_row_group(group, columns=names or ["offset"], use_threads=False)
             if own is not None and len(own) < count:
-                is_run = own[-1] - own[0] + 1 == len(own)
-                rows = rows.slice(own[0], len(own)) if is_run else rows.take(pa.array(own))
+                # A slice holds the whole group in memory for as long as it lives.
+                is_most = own[-1] - own[0] + 1 == len(own) and 2 * len(own) >= count
+                rows = rows.slice(own[0], len(own)) if is_most else rows.take(pa.array(own))
             yield from _with_keys(rows, file.partition, schema).to_batches()
 
 

@@ -41,19 +41,22 @@ def test_help_loads_nothing_heavy() -> None:
     assert all(f"  {name} " in ended.stdout for name in COMMANDS)
 
 
-ASKED = (
-    "query",
-    "query --by day,class",
-    "sql 'select count(*) from records'",
+ASKED_WITHOUT_DUCKDB = (
     "show cars/0/0 --format json",
     "show cars/0/0 --calibration {folder}/calibration --format json",
     "verify --deep",
     "history",
+    "compact --dry-run",
+    "prune --before 2026-01-02T00:00Z --by A --reason B --dry-run",
+)
+ASKED = (
+    *ASKED_WITHOUT_DUCKDB,
+    "query",
+    "query --by day,class",
+    "sql 'select count(*) from records'",
     "report --out {folder}/report.html",
     "report --config {folder}/monitor.yaml --out {folder}/judged.html",
     "query --config {folder}/monitor.yaml",
-    "compact --dry-run",
-    "prune --before 2026-01-02T00:00Z --by A --reason B --dry-run",
 )
 
 
@@ -73,7 +76,7 @@ def test_a_log_is_asked_without_torch(tmp_path: Path) -> None:
 import sys
 from nap_stream.cli import main
 
-for words in {asked}:
+for place, words in enumerate({asked}):
     named = () if "--config" in words else ("--log", {str(tmp_path / "log")!r})
     sys.argv = ["nap-stream", *words, *named]
     try:
@@ -81,6 +84,8 @@ for words in {asked}:
     except SystemExit as ended:
         assert not ended.code, (words, ended.code)
     assert not {{"torch", "ray", "kafka"}} & set(sys.modules), words
+    if place < {len(ASKED_WITHOUT_DUCKDB)}:
+        assert not {{"duckdb", "fsspec"}} & set(sys.modules), words
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

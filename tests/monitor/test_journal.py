@@ -248,7 +248,7 @@ def test_no_secret_comes_into_an_event() -> None:
         },
         messages={
             "read": [{"confluent_avro": {"path": "image"}}],
-            "registry": {"url": "http://registry", "username": "me", "password": "hush-6"},
+            "registry": {"url": "https://registry", "username": "me", "password": "hush-6"},
         },
         log={"root": "log", "keys": {"key": "hashed", "secret": "hush-0123456789abcdef"}},
     )
