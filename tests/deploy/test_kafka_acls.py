@@ -170,6 +170,7 @@ def test_a_whole_run_needs_no_more_than_these_rights(guarded: Guarded, tmp_path:
             "bootstrap_servers": guarded.kafka.sasl_bootstrap,
             "topic": names.kafka.topic,
             "group_id": names.kafka.group_id,
+            "resume_from": "committed",  # others of this group may have read before
             "security_protocol": "SASL_PLAINTEXT",
             "sasl_mechanism": "PLAIN",
             "sasl_username": SASL_USER,
