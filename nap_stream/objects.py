@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 Found = TypeVar("Found")
+_REMOVALS = 5
+"""After the first only what somebody else removes at the same time is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,19 +304,44 @@ class ObjectStore:
         return 0
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove objects, in any order: of S3 1,000 a request, of Azure 256, of Google one."""
-        if not paths:
-            return
+        """Remove objects, in any order: of S3 1,000 a request, of Azure 256, of Google one.
+
+        Where some are missing a listing more tells what is left, and that is removed.
+        """
+        left = list(paths)
+        for _ in range(_REMOVALS):
+            if not left or self._remove_all(left):
+                return
+            left = self._those_there(left) if len(left) > 1 else []
+        raise ScoredLogError(
+            f"{len(left)} objects come and go while they are removed",
+            self._where(left[0]),
+            "Let nothing but nap-stream change what lies there, and try again",
+        )
+
+    def _remove_all(self, paths: list[str]) -> bool:
+        """Whether all were there, and are removed; the first that is missing may end it."""
         with typed_store_errors(self._where(paths[0])):
             try:
-                obstore.delete(self._objects, list(paths))
+                obstore.delete(self._objects, paths)
             except FileNotFoundError as error:
                 if is_missing_bucket(error):
                     raise
-                # The first that was missing has ended it, and others may be left.
-                for path in paths:
-                    with contextlib.suppress(FileNotFoundError):
-                        obstore.delete(self._objects, path)
+                return False
+            return True
+
+    def _those_there(self, paths: list[str]) -> list[str]:
+        in_folders: dict[str, set[str]] = {}
+        for path in paths:
+            folder, _, name = path.rpartition("/")
+            in_folders.setdefault(folder, set()).add(name)
+        there = {
+            f"{folder}/{name}" if folder else name
+            for folder, wanted in in_folders.items()
+            # Of the root a listing from a name on would go through all folders.
+            for name in wanted.intersection(self.names(folder, min(wanted) if folder else ""))
+        }
+        return [path for path in paths if path in there]
 
     def _where(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

@@ -18,6 +18,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.objects import ObjectStore, RequestLimits
 from nap_stream.scored_log.chain import WriterIdentity
+from nap_stream.scored_log.compact_plan import remove_segments
 from nap_stream.scored_log.segment import SMALL_BYTES, open_segment
 from nap_stream.scored_log.stores import check_store, store_at
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
@@ -331,6 +332,33 @@ def test_a_listing_of_a_cloud_is_asked_for_from_a_name_on(
     assert store.names("topic=cars/partition=0", f"{15:020d}.parquet") == [f"{20:020d}.parquet"]
     assert f"{begin}=" in proxy.requests[-1][1]
     assert f"{15:020d}" in proxy.requests[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "most"),
+    [
+        pytest.param("gcs", "DELETE", 40 + 2 * 12, marks=pytest.mark.clouds),
+        pytest.param("azure", "POST", 3, marks=pytest.mark.clouds),
+    ],
+)
+def test_segments_are_removed_with_few_requests_also_where_some_are_gone(
+    name: str, method: str, most: int, behind_a_proxy: Behind
+) -> None:
+    proxy, root = behind_a_proxy(name)
+    store = ObjectStore(root)
+    paths = [f"topic=cars/partition=0/{base:020d}.parquet" for base in range(40)]
+    for path in [*paths, "kept"]:
+        store.create(path, b"1")
+    asked = len(proxy.requests)
+    remove_segments(store, paths)
+    methods = [asked for asked, _ in proxy.requests[asked:]]
+    assert methods.count(method) <= most
+    assert len(methods) - methods.count(method) <= 2
+    assert store.names("topic=cars/partition=0") == []
+    for path in paths[::3]:
+        store.create(path, b"1")
+    store.remove([*paths, "kept"])
+    assert store.names("") == []
 
 
 def test_a_large_segment_is_opened_with_one_request_for_its_end(
