@@ -131,9 +131,14 @@ def _unusable(text: str, where: str, cloud: Cloud) -> LogRootError:
 
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
+_OF_REMOVAL = re.compile(
+    r"request failed for key .*\(code: (\w{1,80})\)\s*(?:\Z|Debug source)", re.DOTALL
+)
+"""Of one object among many that a request removes: a status of Azure's, a code of S3's."""
 _MESSAGE = re.compile(r"<Message>([^<\n]{1,200})")
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _DENIED_STATUS = {"401", "403"}
+_CONFLICT = "409"
 _WRONG_REGION = re.compile(
     "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
 )
@@ -182,7 +187,7 @@ def as_log_error(error: BaseException, where: str) -> ScoredLogError:
     text = str(error)
     if is_panic(error):
         return _unusable("", where, cloud)
-    status, code = _first(_STATUS, text), _first(_CODE, text)
+    status, code = _answer(text)
     if _NO_CREDENTIALS.search(text):
         return ScoredLogError("no credentials were found", where, cloud.credentials)
     if _TOKEN in text:
@@ -213,6 +218,11 @@ def _refusal(
     is_denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     if is_denied or code in _DENIED or status in _DENIED_STATUS:
         return f"no permission: {code or 'the request was denied'}", cloud.credentials
+    if status == _CONFLICT and _OF_REMOVAL.search(text):
+        return (
+            "it keeps what is to be removed",
+            f"Look for a policy of immutability, or snapshots, in the {cloud.bucket}",
+        )
     if _WRONG_REGION.search(text):
         return "the bucket is in another region", "Set AWS_REGION"
     return None
@@ -230,16 +240,24 @@ def _without_token(text: str, status: str | None, where: str, cloud: Cloud) -> S
 def _failure(text: str, answer: Sequence[str | None]) -> str:
     """What went wrong; ``answer`` is the status and the code, as far as there was any."""
     status = answer[0]
-    if status is not None:
+    if any(answer):
         said = f"it answered {' '.join(part for part in answer if part is not None)}"
         # Of a fault of its own a store speaks of itself; a refusal may repeat what was signed.
-        message = _first(_MESSAGE, text) if status.startswith("5") else None
+        message = _first(_MESSAGE, text) if (status or "").startswith("5") else None
         return said if message is None else f"{said}: {printable(message)}"
     if _TIMED_OUT.search(text):
         return "it did not answer in time"
     if _UNREACHABLE.search(text):
         return "it cannot be reached"
     return "the request could not be sent or its answer not be read"
+
+
+def _answer(text: str) -> tuple[str | None, str | None]:
+    """The status and the code of what a store answered, as far as there are any."""
+    of_removal = _first(_OF_REMOVAL, text)
+    if of_removal is None:
+        return _first(_STATUS, text), _first(_CODE, text)
+    return (of_removal, None) if of_removal.isdecimal() else (None, of_removal)
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str | None:

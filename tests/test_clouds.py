@@ -13,7 +13,7 @@ from nap_stream.errors import LogRootError, ScoredLogError
 from nap_stream.objects import ObjectStore, RequestLimits
 from tests.support import s3
 from tests.support.clouds import ACCOUNT_KEY, TOKEN, environment
-from tests.support.s3 import HOST, Fault, FaultProxy, fault_proxy
+from tests.support.s3 import HOST, MESSAGE, Fault, FaultProxy, fault_proxy
 
 QUICK = RequestLimits(
     connect_timeout_s=2,
@@ -102,6 +102,25 @@ def test_each_request_says_what_is_wrong_and_what_to_set(
         assert caught.value.where.startswith(root)
         assert caught.value.retriable is not isinstance(caught.value, LogRootError)
         told(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "fault", "words"),
+    [
+        (AZ, Fault.REMOVAL_DENIED, "no permission: the request was denied.*AZURE_STORAGE_ACC"),
+        (AZ, Fault.REMOVAL_KEPT, "it keeps what is to be removed.*a policy of immutability"),
+        (S3, Fault.REMOVAL_DENIED, "no permission: AccessDenied.*AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_an_object_that_may_not_be_removed_is_no_outage_although_the_request_is_well(
+    failing: FaultProxy, monkeypatch: pytest.MonkeyPatch, root: str, fault: Fault, words: str
+) -> None:
+    endpoint = failing.endpoint
+    set_all(monkeypatch, s3.environment(endpoint) if root == S3 else environment("az", endpoint))
+    failing.draw = lambda _: fault
+    with pytest.raises(LogRootError, match=words) as caught:
+        ObjectStore(root, limits=QUICK).remove(["a (code: 503)", "b"])
+    assert MESSAGE not in told(caught.value)
 
 
 @pytest.mark.parametrize(

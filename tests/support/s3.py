@@ -4,6 +4,7 @@ import contextlib
 import enum
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -38,11 +39,37 @@ class Fault(enum.Enum):
     DENIED = "403 AccessDenied"
     NO_BUCKET = "404 NoSuchBucket"
     NO_CONTAINER = "404 ContainerNotFound"
+    REMOVAL_DENIED = "202 or 200, with a refusal of each object within"
+    REMOVAL_KEPT = "202, with 409 of each object within"
     CUT_BODY = "it is done, and half of the answer's body sent"
 
 
 _UNANSWERED = {Fault.HANG_BEFORE, Fault.HANG_AFTER, Fault.LOSE_ANSWER}
-_ANSWERS = {fault for fault in Fault if fault.value[:1].isdigit()}
+_ANSWERS = {fault for fault in Fault if re.match(r"\d{3} \w+\Z", fault.value)}
+_OF_REMOVALS = {
+    Fault.REMOVAL_DENIED: "403 This request is not authorized to perform this operation.",
+    Fault.REMOVAL_KEPT: "409 The blob is immutable due to a policy.",
+}
+
+
+def _removal_refused(body: bytes, status: str) -> tuple[int, list[tuple[str, str]], bytes]:
+    """The answer to a request that removes many: it is well, but each object is refused."""
+    parts = re.findall(rb"Content-ID: (\d+)", body)
+    if not parts:
+        found = "".join(
+            f"<Error><Key>{key.decode()}</Key><Code>AccessDenied</Code>"
+            f"<Message>{MESSAGE}</Message></Error>"
+            for key in re.findall(rb"<Key>([^<]*)", body)
+        )
+        whole = f'<?xml version="1.0" encoding="UTF-8"?><DeleteResult>{found}</DeleteResult>'
+        return 200, [("Content-Type", "application/xml")], whole.encode()
+    found = "".join(
+        f"--batch\r\nContent-Type: application/http\r\nContent-ID: {part.decode()}\r\n\r\n"
+        f"HTTP/1.1 {status}\r\nx-ms-request-id: 1\r\nContent-Length: 0\r\n\r\n\r\n"
+        for part in parts
+    )
+    kind = [("Content-Type", "multipart/mixed; boundary=batch")]
+    return 202, kind, f"{found}--batch--\r\n".encode()
 
 
 @dataclass
@@ -137,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = fault.value.split()
             text = _ERROR.format(code=code, message=MESSAGE, key=ACCESS_KEY_ID).encode()
             self._answer(int(status), [("Content-Type", "application/xml")], text)
+            return
+        if fault in _OF_REMOVALS:
+            self._answer(*_removal_refused(body, _OF_REMOVALS[fault]))
             return
         if fault is Fault.HANG_BEFORE:
             proxy.await_release()
