@@ -139,6 +139,8 @@ _MESSAGE = re.compile(r"<Message>([^<\n]{1,200})")
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _DENIED_STATUS = {"401", "403"}
 _CONFLICT = "409"
+_LATER = {"408", "429"}
+"""Statuses of requests that another time may be answered well."""
 _WRONG_REGION = re.compile(
     "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
 )
@@ -232,7 +234,7 @@ def _without_token(text: str, status: str | None, where: str, cloud: Cloud) -> S
     """An identity asks another service for tokens: it may refuse, or be away."""
     said = (status, _first(_TOKEN_CODE, text))
     problem = f"the credentials got no token: {_failure(text, said)}"
-    if status is not None and status.startswith("4"):
+    if status is not None and status.startswith("4") and status not in _LATER:
         return LogRootError(problem, where, cloud.credentials)
     return ScoredLogError(problem, where, "Check the network, and the service that gives tokens")
 

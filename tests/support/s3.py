@@ -36,6 +36,8 @@ class Fault(enum.Enum):
     CONFLICT = "409 ConditionalRequestConflict"
     INTERNAL = "500 InternalError"
     SLOW_DOWN = "503 SlowDown"
+    TOO_MANY = "429 TooManyRequests"
+    TOO_LATE = "408 RequestTimeout"
     DENIED = "403 AccessDenied"
     NO_BUCKET = "404 NoSuchBucket"
     NO_CONTAINER = "404 ContainerNotFound"
