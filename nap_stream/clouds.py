@@ -141,16 +141,17 @@ _DENIED_STATUS = {"401", "403"}
 _CONFLICT = "409"
 _LATER = {"408", "429"}
 """Statuses of requests that another time may be answered well."""
-_WRONG_REGION = re.compile(
-    "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
-)
+_OF_THE_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect"}
+_WRONG_REGION = "incorrectly configured region"
 _NO_CREDENTIALS = re.compile(
-    r"/latest/api/token|/latest/meta-data|169\.254\.|CredentialProvider|"
-    r"/computeMetadata/|/metadata/identity/|FederatedTokenFile|AzureCli"
+    r"//169\.254\.|//[^/\s]+/(?:latest/(?:api/token|meta-data/iam)|computeMetadata/v1|"
+    r"metadata/identity/oauth2)|source: (?:AzureCli|FederatedTokenFile)|"
+    r"Failed to read (?:EKS )?token file"
 )
+"""Names of objects stand in an error's text too, without spaces, and behind a bucket."""
 _TOKEN = "performing token request"  # noqa: S105  a piece of a message
 _TOKEN_CODE = re.compile(r'\\?"error\\?":\s*\\?"(\w{1,80})')
-_TIMED_OUT = re.compile(r"TimedOut|timed out|Timeout")
+_TIMED_OUT = re.compile(r"(?:kind|source): Time(?:dO|o)ut|timed out")
 _UNREACHABLE = re.compile("kind: Connect|error sending request")
 _NO_SUCH_RANGE = re.compile(r"status code: 416|StartTooLarge|NotPartial|CONTENT_RANGE")
 _PANIC = "PanicException"
@@ -162,6 +163,11 @@ _MISSING_BUCKET = re.compile(
 def is_missing_bucket(error: Exception) -> bool:
     """Whether there is no such bucket, where something is missing."""
     return _MISSING_BUCKET.search(str(error)) is not None
+
+
+def has_no_credentials(text: str) -> bool:
+    """Whether an error says that a request was not even made, for want of credentials."""
+    return _NO_CREDENTIALS.search(text) is not None
 
 
 def is_beyond_the_end(error: Exception) -> bool:
@@ -190,7 +196,7 @@ def as_log_error(error: BaseException, where: str) -> ScoredLogError:
     if is_panic(error):
         return _unusable("", where, cloud)
     status, code = _answer(text)
-    if _NO_CREDENTIALS.search(text):
+    if has_no_credentials(text):
         return ScoredLogError("no credentials were found", where, cloud.credentials)
     if _TOKEN in text:
         return _without_token(text, status, where, cloud)
@@ -225,7 +231,7 @@ def _refusal(
             "it keeps what is to be removed",
             f"Look for a policy of immutability, or snapshots, in the {cloud.bucket}",
         )
-    if _WRONG_REGION.search(text):
+    if code in _OF_THE_REGION or _WRONG_REGION in text:
         return "the bucket is in another region", "Set AWS_REGION"
     return None
 

@@ -203,6 +203,40 @@ def test_a_machine_without_credentials_is_told_how_to_give_some(
     told(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("root", "environ"),
+    [
+        (AZ, {**IDENTITY, "AZURE_FEDERATED_TOKEN_FILE": "/none"}),
+        (AZ, {"AZURE_USE_AZURE_CLI": "true", "PATH": "/none"}),
+        (S3, {"AWS_WEB_IDENTITY_TOKEN_FILE": "/none", "AWS_ROLE_ARN": "arn"}),
+        (S3, {"AWS_METADATA_ENDPOINT": f"http://{HOST}:1"}),
+    ],
+)
+def test_credentials_that_cannot_be_read_are_none(
+    monkeypatch: pytest.MonkeyPatch, root: str, environ: dict[str, str]
+) -> None:
+    set_all(monkeypatch, {"AZURE_STORAGE_ACCOUNT_NAME": "account", **environ})
+    with pytest.raises(ScoredLogError, match="no credentials were found"):
+        ObjectStore(root, limits=QUICK).read("a")
+
+
+@pytest.mark.parametrize("root", [AZ, GS, S3])
+def test_the_names_of_objects_say_nothing_of_what_went_wrong(
+    monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    endpoint = f"http://{HOST}:1"
+    set_all(
+        monkeypatch,
+        s3.environment(endpoint) if root == S3 else environment(root[:2], endpoint),
+    )
+    odd = "AzureCli/FederatedTokenFile/169.254.1.1/latest/api/token/TimedOut/PermanentRedirect"
+    store = ObjectStore(f"{root}/{odd}", limits=QUICK)
+    for request in (lambda: store.read(odd), lambda: store.names(odd)):
+        with pytest.raises(ScoredLogError, match="it cannot be reached") as caught:
+            request()
+        assert caught.value.retriable
+
+
 @pytest.mark.parametrize("fault", [Fault.DENIED, Fault.INTERNAL, Fault.TOO_MANY, Fault.TOO_LATE])
 @pytest.mark.parametrize("secret", ["AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE"])
 def test_an_identity_that_gets_no_token_is_refused_or_waited_for(

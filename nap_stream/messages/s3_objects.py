@@ -17,7 +17,6 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _OF_THE_OBJECT = frozenset({"AccessDenied", "NoSuchKey", "NoSuchVersion", "InvalidObjectState"})
 """Refusals of one object, however the store is."""
 _PIECE_BYTES = 2**18
-_NO_CREDENTIALS = re.compile(r"/latest/api/token|/latest/meta-data|169\.254\.|CredentialProvider")
 _VERSION = "?versionId="
 
 
@@ -128,6 +127,8 @@ class S3Objects:
 
 def _meaning(text: str, bucket: str, *, is_missing: bool) -> Unreadable | Away:
     """What a store's error means; what it answered is not repeated but for code and status."""
+    from nap_stream.clouds import has_no_credentials  # noqa: PLC0415  as above
+
     code, status = _CODE.search(text), _STATUS.search(text)
     said = " ".join(match[1] for match in (status, code) if match)
     name = code[1] if code else ""
@@ -138,6 +139,6 @@ def _meaning(text: str, bucket: str, *, is_missing: bool) -> Unreadable | Away:
         return Unreadable(f"fetch: the store refuses the object ({said})", Status.FETCH_FAILED)
     if name == "NoSuchBucket":
         return Away(f"s3://{bucket}", "there is no such bucket")
-    if _NO_CREDENTIALS.search(text):
+    if has_no_credentials(text):
         return Away(f"s3://{bucket}", "no credentials were found")
     return Away(f"s3://{bucket}", f"the store answers {said}" if said else "it cannot be reached")
