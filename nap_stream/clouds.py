@@ -150,6 +150,10 @@ _NO_CREDENTIALS = re.compile(
 )
 """Names of objects stand in an error's text too, without spaces, and behind a bucket."""
 _TOKEN = "performing token request"  # noqa: S105  a piece of a message
+_WRONG_CLOCK = re.compile(
+    "<Code>RequestTimeTooSkewed</Code>|Request date header too old|in a reasonable timeframe"
+)
+"""As S3, Azure, and Google's service of tokens say it."""
 _TOKEN_CODE = re.compile(r'\\?"error\\?":\s*\\?"(\w{1,80})')
 _TIMED_OUT = re.compile(r"(?:kind|source): Time(?:dO|o)ut|timed out")
 _UNREACHABLE = re.compile("kind: Connect|error sending request")
@@ -198,6 +202,12 @@ def as_log_error(error: BaseException, where: str) -> ScoredLogError:
     status, code = _answer(text)
     if has_no_credentials(text):
         return ScoredLogError("no credentials were found", where, cloud.credentials)
+    if _WRONG_CLOCK.search(text):
+        return ScoredLogError(
+            "this machine's clock is wrong: the request's date is refused",
+            where,
+            "Set the clock, and keep it right (NTP)",
+        )
     if _TOKEN in text:
         return _without_token(text, status, where, cloud)
     refusal = _refusal(error, status, code, cloud)

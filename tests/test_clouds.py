@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from obstore.exceptions import GenericError
+from obstore.exceptions import GenericError, PermissionDeniedError
 
 from nap_stream.clouds import as_log_error, forms, parsed
 from nap_stream.errors import LogRootError, ScoredLogError
@@ -121,6 +121,42 @@ def test_an_object_that_may_not_be_removed_is_no_outage_although_the_request_is_
     with pytest.raises(LogRootError, match=words) as caught:
         ObjectStore(root, limits=QUICK).remove(["a (code: 503)", "b"])
     assert MESSAGE not in told(caught.value)
+
+
+def test_a_clock_that_is_wrong_is_named_and_waited_for(
+    failing: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(monkeypatch, s3.environment(failing.endpoint))
+    failing.draw = lambda _: Fault.SKEWED
+    for name, request in requests(S3).items():
+        with pytest.raises(ScoredLogError, match="this machine's clock is wrong") as caught:
+            request()
+        assert caught.value.retriable, name
+
+
+@pytest.mark.parametrize(
+    ("root", "answer"),
+    [
+        (
+            AZ,
+            "403 Forbidden: <Error><Code>AuthenticationFailed</Code><AuthenticationErrorDetail>"
+            "Request date header too old: 'Mon, 30 Nov 2026 01:00:00 GMT'"
+            "</AuthenticationErrorDetail></Error>",
+        ),
+        (
+            GS,
+            '400 Bad Request: {"error":"invalid_grant","error_description":"Invalid JWT: Token '
+            "must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your "
+            'iat and exp values in the JWT claim."}',
+        ),
+    ],
+)
+def test_a_clock_that_is_wrong_is_named_as_other_clouds_say_it(root: str, answer: str) -> None:
+    token = "Error performing token request: " if root == GS else ""
+    error = PermissionDeniedError(f"{token}Server returned non-2xx status code: {answer}")
+    found = as_log_error(error, root)
+    assert "this machine's clock is wrong" in str(found)
+    assert found.retriable
 
 
 @pytest.mark.parametrize(

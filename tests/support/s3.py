@@ -39,6 +39,7 @@ class Fault(enum.Enum):
     TOO_MANY = "429 TooManyRequests"
     TOO_LATE = "408 RequestTimeout"
     DENIED = "403 AccessDenied"
+    SKEWED = "403 RequestTimeTooSkewed"
     NO_BUCKET = "404 NoSuchBucket"
     NO_CONTAINER = "404 ContainerNotFound"
     REMOVAL_DENIED = "202 or 200, with a refusal of each object within"
