@@ -139,7 +139,8 @@ _MESSAGE = re.compile(r"<Message>([^<\n]{1,200})")
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _DENIED_STATUS = {"401", "403"}
 _CONFLICT = "409"
-_LATER = {"408", "429"}
+_TOO_MANY = "429"
+_LATER = {"408", _TOO_MANY}
 """Statuses of requests that another time may be answered well."""
 _OF_THE_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect"}
 _WRONG_REGION = "incorrectly configured region"
@@ -172,6 +173,11 @@ def is_missing_bucket(error: Exception) -> bool:
 def has_no_credentials(text: str) -> bool:
     """Whether an error says that a request was not even made, for want of credentials."""
     return _NO_CREDENTIALS.search(text) is not None
+
+
+def is_too_often(error: Exception) -> bool:
+    """Whether requests come too fast, as writes of one object of Google's do."""
+    return f"status code: {_TOO_MANY}" in str(error)
 
 
 def is_beyond_the_end(error: Exception) -> bool:

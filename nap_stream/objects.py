@@ -24,6 +24,7 @@ from nap_stream.clouds import (
     is_beyond_the_end,
     is_missing_bucket,
     is_panic,
+    is_too_often,
     parsed,
 )
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
@@ -278,16 +279,13 @@ class ObjectStore:
             ScoredLogError: The store did not do it within the limits. A write that is still on
                 its way may take the name later; the next `create` of it says so.
         """
-        give_up = self._clock.monotonic() + self._limits.retry_timeout_s
-        pause_s = self._limits.backoff_initial_s
+        pauses = self._pauses()
         while (failure := self._put_new(path, content)) is not None:
             existing = self.read(path)
             if existing is not None:
                 return existing == content
-            if self._clock.monotonic() + pause_s > give_up:
+            if not next(pauses):
                 raise failure
-            self._clock.sleep(pause_s)
-            pause_s = min(pause_s * 2, self._limits.backoff_max_s)
         return True
 
     def replace(self, path: str, content: bytes) -> None:
@@ -297,7 +295,11 @@ class ObjectStore:
             ScoredLogError: The store did not do it within the limits; it may have, or may yet.
         """
         with typed_store_errors(self._where(path)):
-            obstore.put(self._objects, path, content, mode="overwrite", use_multipart=False)
+            self._in_time(
+                lambda: obstore.put(
+                    self._objects, path, content, mode="overwrite", use_multipart=False
+                )
+            )
 
     def remove_leftovers(self, folder: str, before_ms: int) -> int:  # noqa: ARG002
         """Find nothing: an unfinished PUT leaves no object."""
@@ -323,7 +325,7 @@ class ObjectStore:
         """Whether all were there, and are removed; the first that is missing may end it."""
         with typed_store_errors(self._where(paths[0])):
             try:
-                obstore.delete(self._objects, paths)
+                self._in_time(lambda: obstore.delete(self._objects, paths))
             except FileNotFoundError as error:
                 if is_missing_bucket(error):
                     raise
@@ -342,6 +344,28 @@ class ObjectStore:
             for name in wanted.intersection(self.names(folder, min(wanted) if folder else ""))
         }
         return [path for path in paths if path in there]
+
+    def _in_time(self, request: Callable[[], object]) -> None:
+        """Repeat what may be done again, for as long as the store finds it too often."""
+        pauses = self._pauses()
+        while True:
+            try:
+                request()
+            except BaseError as error:
+                if not is_too_often(error) or not next(pauses):
+                    raise
+            else:
+                return
+
+    def _pauses(self) -> Iterator[bool]:
+        """Pause before each further attempt; False where it would begin too late."""
+        give_up = self._clock.monotonic() + self._limits.retry_timeout_s
+        pause_s = self._limits.backoff_initial_s
+        while self._clock.monotonic() + pause_s <= give_up:
+            self._clock.sleep(pause_s)
+            yield True
+            pause_s = min(pause_s * 2, self._limits.backoff_max_s)
+        yield False
 
     def _where(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

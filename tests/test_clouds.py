@@ -139,15 +139,19 @@ def test_a_clock_that_is_wrong_is_named_and_waited_for(
     [
         (
             AZ,
-            "403 Forbidden: <Error><Code>AuthenticationFailed</Code><AuthenticationErrorDetail>"
-            "Request date header too old: 'Mon, 30 Nov 2026 01:00:00 GMT'"
-            "</AuthenticationErrorDetail></Error>",
+            (
+                "403 Forbidden: <Error><Code>AuthenticationFailed</Code><AuthenticationErrorDetail>"
+                "Request date header too old: 'Mon, 30 Nov 2026 01:00:00 GMT'"
+                "</AuthenticationErrorDetail></Error>"
+            ),
         ),
         (
             GS,
-            '400 Bad Request: {"error":"invalid_grant","error_description":"Invalid JWT: Token '
-            "must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your "
-            'iat and exp values in the JWT claim."}',
+            (
+                '400 Bad Request: {"error":"invalid_grant","error_description":"Invalid JWT: Token '
+                "must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your "
+                'iat and exp values in the JWT claim."}'
+            ),
         ),
     ],
 )

@@ -300,6 +300,20 @@ def test_what_was_wrong_first_with_a_store_is_told(s3: FaultProxy, s3_root: str)
         check_store(store_at(s3_root))
 
 
+def test_an_object_that_is_written_too_often_is_waited_for(s3: FaultProxy, s3_root: str) -> None:
+    store = ObjectStore(s3_root, limits=QUICK)
+    written = [None, None, *[Fault.TOO_MANY] * 7]
+    s3.fail("PUT", *written)
+    s3.fail("POST", *[Fault.TOO_MANY] * 7)
+    check_store(store)
+    assert not s3.pending()
+    limits = dataclasses.replace(QUICK, retry_timeout_s=0.5)
+    s3.fail("PUT", *[Fault.TOO_MANY] * 100)
+    with pytest.raises(ScoredLogError, match="it answered 429 TooManyRequests") as caught:
+        ObjectStore(s3_root, limits=limits).replace(PATH, b"mine")
+    assert caught.value.retriable
+
+
 def test_a_store_that_ignores_the_condition_is_refused(s3: FaultProxy, s3_root: str) -> None:
     s3.unconditional = True
     with pytest.raises(LogRootError, match=r"not created exclusively.*If-None-Match"):
