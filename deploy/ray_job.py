@@ -353,6 +353,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configuration(given: str, *, upload: bool) -> tuple[str, str | None]:
     """The file's path as the job is to have it, and the folder to upload, if any."""
+    if "://" in given and {"?", "@"} & {*given}:
+        raise _FailedError(
+            "an address with ? or @ would stand in the job's command, and a secret in it\n"
+            "Give s3://bucket/key, gs://bucket/key or az://container/key; credentials come from "
+            "the environment of the nodes",
+            code=2,
+        )
     if given.startswith(("s3://", "gs://", "az://")) and not upload:
         return given, None
     path = Path(given)

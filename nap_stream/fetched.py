@@ -17,6 +17,7 @@ from pathlib import Path
 from nap_stream.clouds import CLOUDS, forms, parsed
 from nap_stream.errors import NapStreamError, ScoredLogError
 from nap_stream.objects import ObjectStore
+from nap_stream.text import without_secrets
 
 MAX_FILES = 1_000
 """In a folder that is fetched."""
@@ -33,12 +34,12 @@ def is_address(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """A path or an address, as people write it."""
+    """A path or an address, as people write it; of one that cannot be, no secret."""
     return _written(path) if is_address(path) else str(path)
 
 
 def _written(path: Path) -> str:
-    return f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+    return without_secrets(f"{path.parts[0]}//{'/'.join(path.parts[1:])}")
 
 
 def is_valid(path: Path) -> bool:
@@ -66,6 +67,8 @@ def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Ite
         yield path
         return
     address = shown(path)
+    if parsed(address) is None:
+        raise raising("not an address that can be asked for", address, f"Give {forms('key')}")
     with _own_folder() as folder:
         local = folder / path.name
         try:

@@ -28,6 +28,7 @@ from nap_stream.clouds import (
     parsed,
 )
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
+from nap_stream.text import without_secrets
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -182,7 +183,9 @@ class ObjectStore:
         place = parsed(root)
         if place is None:
             raise ConfigError(
-                "not the root of a scored log in an object store", root, f"Give {forms()}"
+                "not the root of a scored log in an object store",
+                without_secrets(root),
+                f"Give {forms()}",
             )
         self._cloud, bucket, prefix = place
         self._root = root.rstrip("/")

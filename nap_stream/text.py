@@ -35,6 +35,26 @@ def for_any_terminal(text: str) -> str:
     return "".join(c if c in _HARMLESS else printable(c) for c in text)
 
 
+_ADDRESS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,20}:/{1,2})(\S*)")
+
+
+def without_secrets(text: str) -> str:
+    """Leave out of addresses what may be a secret: user, password, and all from ``?`` on.
+
+    It takes those with one slash too, as pathlib writes them.
+    """
+    return _ADDRESS.sub(_without_secrets, text)
+
+
+def _without_secrets(address: re.Match[str]) -> str:
+    kind, rest = address.groups()
+    place, mark, query = rest.partition("?")
+    if "@" in query:  # the mark may be a password's
+        return f"{kind}…"
+    _, user, host = place.rpartition("@")
+    return f"{kind}{'…@' if user else ''}{host}{'?…' if mark else ''}"
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     r"""Write JSON in which escapes such as ``\u009b`` stand for what is not printable.
 

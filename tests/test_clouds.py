@@ -149,8 +149,8 @@ def test_a_clock_that_is_wrong_is_named_and_waited_for(
             GS,
             (
                 '400 Bad Request: {"error":"invalid_grant","error_description":"Invalid JWT: Token '
-                "must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your "
-                'iat and exp values in the JWT claim."}'
+                "must be a short-lived token (60 minutes) and in a reasonable timeframe. Check "
+                'your iat and exp values in the JWT claim."}'
             ),
         ),
     ],

@@ -237,6 +237,15 @@ def test_a_configuration_at_another_kind_of_address_is_told_which_there_are(
         assert same == there
 
 
+@pytest.mark.parametrize(
+    "address", ["az://c/p?sig=hush", "s3://k:hush@bucket/x", "https://a.net/c/p.yaml?sig=hush"]
+)
+def test_a_secret_in_an_address_is_not_shown_and_the_store_not_asked(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"Give (a path or )?s3://bucket/key, gs://") as caught:
+        load_settings(Path(address), environ={})
+    assert "hush" not in str(caught.value)
+
+
 def test_paths_are_paths(tmp_path: Path) -> None:
     for path in (tmp_path, Path("s3"), Path("a/s3:/b"), Path()):
         assert not is_address(path)

@@ -384,6 +384,14 @@ def test_an_address_with_a_password_is_refused_where_it_would_be_shown(
     assert "hunter2" not in problem
 
 
+@pytest.mark.parametrize("key", ["LOG__ROOT", "CALIBRATION", "EVIDENCE__ROOT"])
+def test_an_address_that_is_refused_is_shown_without_a_secret(write: Write, key: str) -> None:
+    address = "https://a.blob.core.windows.net/c/p?sv=1&sig=hunter2"
+    problem = problem_of(write(MINIMAL), {f"NAP_STREAM__{key}": address})
+    assert "a.blob.core.windows.net/c/p?…'" in problem
+    assert "hunter2" not in problem
+
+
 def test_what_a_factory_takes_is_shown_without_secrets(write: Write) -> None:
     kwargs = (
         "{api_key: hush1, auth: {Password: hush2, depth: 18, token: 7}, "

@@ -12,7 +12,23 @@ from nap_stream.text import (
     percent,
     plain,
     rfc3339,
+    without_secrets,
 )
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://a.blob.core.windows.net/c/p?sv=1&sig=X", "https://a.blob.core.windows.net/c/p?…"),
+        ("/etc/https:/a.net/c?sig=X", "/etc/https:/a.net/c?…"),
+        ("s3://key:sec/ret@bucket/x", "s3://…@bucket/x"),
+        ("s3://key:sec?ret@bucket/x", "s3://…"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("cars? cats@home", "cars? cats@home"),
+    ],
+)
+def test_addresses_are_shown_without_what_may_be_a_secret(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
 
 
 def test_long_fields_are_cut() -> None:

@@ -37,6 +37,7 @@ from nap_stream.settings.schema import (
     Settings,
 )
 from nap_stream.settings.values import MASKED, USER_INFO, AnyObject, SecretFile, Section
+from nap_stream.text import without_secrets
 
 Key = tuple[str | int, ...]
 ENV_PREFIX = "NAP_STREAM__"
@@ -375,7 +376,8 @@ def _describe(
         problem = f"expected keys: {', '.join(section.model_fields)}"
     is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
     if is_shown and ", got " not in problem and not USER_INFO.search(str(given)):
-        problem = f"{problem}, got {given!r}"
+        told = without_secrets(given) if isinstance(given, str) else given
+        problem = f"{problem}, got {told!r}"
     return ConfigError(problem, where, _meaning(model, key))
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from nap_stream.clouds import forms, parsed
 from nap_stream.fetched import is_address, is_valid, shown
+from nap_stream.text import without_secrets
 
 USER_INFO = re.compile(r"://[^/?#\s]*@")
 """In an address: of whom it is, and perhaps with which password."""
@@ -34,7 +35,7 @@ def _from_folder(value: Path, info: ValidationInfo) -> Path:
 def _existing(value: Path, info: ValidationInfo) -> Path:
     # Path.exists would raise where a name is too long, as a secret in place of a path may be.
     if info.context and not os.access(value, os.F_OK):
-        raise ValueError(f"no such file or folder: {value}")
+        raise ValueError(f"no such file or folder: {without_secrets(str(value))}")
     return value
 
 

@@ -182,3 +182,7 @@ def test_a_configuration_in_a_store_is_handed_on_as_it_stands(scheme: str) -> No
     assert ray_job._configuration(address, upload=False) == (address, None)
     with pytest.raises(ray_job._FailedError, match="no such file"):
         ray_job._configuration(address, upload=True)
+    for secret in (f"{address}?sig=hush", "s3://key:hush@bucket/x", "https://a.net/c?sig=hush"):
+        with pytest.raises(ray_job._FailedError, match=r"an address with \? or @") as caught:
+            ray_job._configuration(secret, upload=False)
+        assert "hush" not in str(caught.value)

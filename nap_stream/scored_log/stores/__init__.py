@@ -10,6 +10,7 @@ from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
 from nap_stream.objects import ObjectStore
 from nap_stream.scored_log.format import temporary_name
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.text import without_secrets
 
 
 class SegmentStore(Protocol):
@@ -129,7 +130,9 @@ def store_at(root: Path | str) -> SegmentStore:
     if isinstance(root, Path) or "://" not in root:
         return LocalStore(Path(root))
     if root.partition("://")[0] not in CLOUDS:
-        raise ConfigError("no such kind of store", root, f"Give a folder or {forms()}")
+        raise ConfigError(
+            "no such kind of store", without_secrets(root), f"Give a folder or {forms()}"
+        )
     return ObjectStore(root)
 
 
