@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -84,24 +84,28 @@ _AZURE = (
     r"AZURE_(STORAGE_)?(ACCOUNT_NAME|(ACCOUNT|ACCESS|MASTER)_KEY|SAS_(KEY|TOKEN)|TOKEN|ENDPOINT|"
     r"CLIENT_(ID|SECRET)|(TENANT|AUTHORITY)_ID|AUTHORITY_HOST|USE_EMULATOR)"
 )
-_STORES = (
-    (_AWS, r"AWS_(PROFILE|ROLE_ARN|CONTAINER_.*|(WEB_IDENTITY|CONFIG|SHARED).*_FILE)"),
-    (_GOOGLE, r"GOOGLE_(APPLICATION_CREDENTIALS|SERVICE_ACCOUNT(_PATH)?)"),
-    (_AZURE, r"AZURE_(STORAGE_)?(FEDERATED_TOKEN_FILE|(MSI|IDENTITY)_ENDPOINT|USE_AZURE_CLI)"),
-)
-"""Of each cloud the variables that lead to its store, and those that name files, or addresses, of
-the machine where they are set."""
+_STORES = {
+    "s3": (_AWS, r"AWS_(PROFILE|ROLE_ARN|CONTAINER_.*|(WEB_IDENTITY|CONFIG|SHARED).*_FILE)"),
+    "gs": (_GOOGLE, r"GOOGLE_(APPLICATION_CREDENTIALS|SERVICE_ACCOUNT(_PATH)?)"),
+    "az": (
+        _AZURE,
+        r"AZURE_(STORAGE_)?(FEDERATED_TOKEN_FILE|(MSI|IDENTITY)_ENDPOINT|USE_AZURE_CLI)",
+    ),
+}
+"""By the scheme of a cloud's addresses: the variables that lead to its store, and those that name
+files, or addresses, of the machine where they are set."""
 
 
-def store_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def store_environment(environ: Mapping[str, str], schemes: Collection[str]) -> dict[str, str]:
     """The variables that object stores are reached by, for another machine. They hold secrets.
 
-    None of a cloud whose credentials lie in files or at addresses of this machine.
+    Those of the clouds with ``schemes``, as ``s3``, alone; none of a cloud whose credentials lie in
+    files or at addresses of this machine.
     """
     return {
         name: value
-        for leading, own in _STORES
-        if not _named(environ, own)
+        for scheme, (leading, own) in _STORES.items()
+        if scheme in schemes and not _named(environ, own)
         for name, value in _named(environ, leading).items()
     }
 
@@ -112,7 +116,7 @@ def adopt_store_environment(given: Mapping[str, str], environ: MutableMapping[st
     A machine that has a variable of a cloud keeps to its own: halves of two lead nowhere.
     """
     taken: dict[str, str] = {}
-    for leading, own in _STORES:
+    for leading, own in _STORES.values():
         if not _named(environ, f"{leading}|{own}"):
             taken |= _named(given, leading)
     if taken:

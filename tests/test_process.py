@@ -264,6 +264,7 @@ AZURE = {
     "AZURE_CLIENT_SECRET": "hush-secret",
     "AZURE_STORAGE_ENDPOINT": "http://hush",
 }
+ALL = {"s3", "gs", "az"}
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_a_machine_without_keys_takes_those_of_another(
     own: dict[str, str], then: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {"HOME": "/home", **own}
-    adopt_store_environment(store_environment({"PATH": "/bin", **KEYS}), environ)
+    adopt_store_environment(store_environment({"PATH": "/bin", **KEYS}, {"s3"}), environ)
     assert environ == {"HOME": "/home", **then}
     assert "secret" not in capsys.readouterr().out.replace("SECRET", "")
 
@@ -288,22 +289,30 @@ def test_a_machine_without_keys_takes_those_of_another(
 def test_what_lies_on_one_machine_is_not_handed_to_another() -> None:
     token = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "AWS_ROLE_ARN": "arn"}
     for own in ({"AWS_CONFIG_FILE": "/config"}, {"AWS_PROFILE": "mine"}, token):
-        assert store_environment({**KEYS, **own}) == {}
-    assert store_environment({**KEYS, "AWS_CA_BUNDLE": "/ca.pem"}) == KEYS
+        assert store_environment({**KEYS, **own}, ALL) == {}
+    assert store_environment({**KEYS, "AWS_CA_BUNDLE": "/ca.pem"}, ALL) == KEYS
     for cloud, own in (
         (GOOGLE, {"GOOGLE_APPLICATION_CREDENTIALS": "/key.json"}),
         (GOOGLE, {"GOOGLE_SERVICE_ACCOUNT": "/key.json"}),
         (AZURE, {"AZURE_FEDERATED_TOKEN_FILE": "/var/run/token", "AZURE_TENANT_ID": "tenant"}),
         (AZURE, {"AZURE_USE_AZURE_CLI": "true"}),
     ):
-        assert store_environment({**cloud, **own, **KEYS}) == KEYS
+        assert store_environment({**cloud, **own, **KEYS}, ALL) == KEYS
+
+
+def test_of_a_cloud_that_is_not_used_nothing_is_handed_on() -> None:
+    there = {**KEYS, **GOOGLE, **AZURE}
+    for scheme, keys in (("s3", KEYS), ("gs", GOOGLE), ("az", AZURE)):
+        assert store_environment(there, {scheme}) == keys
+    assert store_environment(there, ()) == {}
 
 
 @pytest.mark.parametrize("keys", [GOOGLE, AZURE], ids=["google", "azure"])
 def test_each_cloud_is_taken_for_itself(
     keys: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = store_environment({**KEYS, **keys, "GOOGLE_CLOUD_PROJECT": "x", "AZURE_HTTP": "x"})
+    there = {**KEYS, **keys, "GOOGLE_CLOUD_PROJECT": "x", "AZURE_HTTP": "x"}
+    given = store_environment(there, ALL)
     assert given == {**KEYS, **keys}
     environ = {"AWS_PROFILE": "own"}
     adopt_store_environment(given, environ)

@@ -33,7 +33,7 @@ from nap_stream.monitor.session import (
     resources,
     resources_in_time,
 )
-from nap_stream.monitor.setup import Setup
+from nap_stream.monitor.setup import Setup, clouds_of
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import store_environment
 from nap_stream.scored_log.summary import LogEnds
@@ -134,7 +134,7 @@ class RayCluster:
         self.may_wait = settings.worker.count == "auto" or settings.worker.autoscaled
         self._calibration = calibration.fingerprint
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
-        self._environment = store_environment(os.environ)
+        self._environment = store_environment(os.environ, clouds_of(settings))
         self._needs = _needs(settings, is_own=is_own)
         self.num_cpus, self.num_gpus = self._needs.cpus, self._needs.gpus
         self._watch = NodeWatch()
@@ -291,7 +291,8 @@ class RayCluster:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
         )
         timeout_s = settings.driver.start_timeout_s
-        reference = check.remote(settings, self._environment)
+        environment = store_environment(os.environ, clouds_of(settings))
+        reference = check.remote(settings, environment)
         try:
             _answer(reference, timeout_s)
         except GetTimeoutError as error:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nap_stream.clouds import CLOUDS
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
+from nap_stream.fetched import shown
 from nap_stream.records import PartitionOffsets
 from nap_stream.scored_log.history import differences
 from nap_stream.settings.load import masked_tree
@@ -44,6 +46,34 @@ class Setup:
     calibration: CalibrationFacts
     offsets: Sequence[PartitionOffsets]
     files: Mapping[str, str]
+
+
+def clouds_of(settings: Settings) -> set[str]:
+    """The schemes of the object stores that a run by these settings asks: their secrets it needs.
+
+    Of each cloud an address of which stands anywhere, and of S3 also where messages name objects.
+    """
+    found = {scheme for text in _texts(settings.model_dump()) if (scheme := _scheme(text))}
+    fetch = settings.messages.fetch
+    return found | ({"s3"} if fetch is not None and fetch.allow_buckets else set())
+
+
+def _scheme(text: str) -> str | None:
+    scheme, mark, _ = text.partition("://")
+    return scheme if mark and scheme in CLOUDS else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Path():
+            yield shown(value)
+        case dict():
+            yield from _texts(tuple(value.values()))
+        case list() | tuple():
+            for each in value:
+                yield from _texts(each)
 
 
 def require_same_monitor(old: Settings, new: Settings, source: str) -> None:

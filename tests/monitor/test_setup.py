@@ -13,6 +13,7 @@ from nap_stream.monitor.setup import (
     NOT_SHOWN,
     Setup,
     changes,
+    clouds_of,
     file_digests,
     require_same_monitor,
 )
@@ -46,6 +47,29 @@ def test_of_a_changed_secret_the_name_is_told_and_nothing_else() -> None:
     }
     old, new = (setup(kafka={**login, "sasl_password": word}) for word in ("first", "second"))
     assert changes(old, new) == (("kafka.sasl_password", NOT_SHOWN, NOT_SHOWN),)
+
+
+@pytest.mark.parametrize(
+    ("sections", "clouds"),
+    [
+        ({}, set()),
+        ({"log": {"root": "s3://bucket/log"}}, {"s3"}),
+        ({"log": {"root": "gs://bucket/log"}, "evidence": {"root": "az://kept/x"}}, {"gs", "az"}),
+        ({"model": {"weights": Path("az://bucket/w.safetensors")}}, {"az"}),
+        ({"model": {"kwargs": {"parts": [{"at": "gs://bucket/w.pt"}]}}}, {"gs"}),
+        ({"messages": {"read": [{"fetch": {"allow_buckets": ["images"]}}]}}, {"s3"}),
+        ({"messages": {"read": [{"fetch": {"allow_hosts": ["images.example"]}}]}}, set()),
+    ],
+)
+def test_the_clouds_of_a_run_are_those_that_its_settings_name(
+    sections: dict[str, Any], clouds: set[str]
+) -> None:
+    assert clouds_of(settings(**sections)) == clouds
+
+
+def test_the_cloud_of_a_calibration_is_one_too() -> None:
+    new = settings().model_copy(update={"calibration": Path("gs://bucket/calibration")})
+    assert clouds_of(new) == {"gs"}
 
 
 def test_another_content_of_a_file_that_settings_name_is_a_change(tmp_path: Path) -> None:
