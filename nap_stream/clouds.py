@@ -31,6 +31,8 @@ class Cloud:
     """What to do where they are missing or refused."""
     check: str
     """The variables that lead to the store."""
+    condition: str = "If-None-Match on PUT"
+    """What a store must honour for a log."""
     suffix_ranges: bool = True
     """Whether the end of an object can be asked for without knowing its size."""
 
@@ -55,6 +57,7 @@ CLOUDS = {
             "Name in GOOGLE_APPLICATION_CREDENTIALS the file of a service account's key, or give "
             "the machine a service account, " + _MAY.format("bucket"),
             "GOOGLE_BASE_URL",
+            condition="x-goog-if-generation-match on PUT",
         ),
         Cloud(
             "az",
@@ -237,7 +240,7 @@ def _refusal(
     if isinstance(error, NotSupportedError):
         return (
             "the store does not create objects conditionally",
-            "Use one that honours If-None-Match on PUT",
+            f"Use one that honours {cloud.condition}",
         )
     is_denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     if is_denied or code in _DENIED or status in _DENIED_STATUS:

@@ -22,7 +22,7 @@ from nap_stream.scored_log.compact_plan import remove_segments
 from nap_stream.scored_log.segment import SMALL_BYTES, open_segment
 from nap_stream.scored_log.stores import check_store, store_at
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
-from tests.support.clouds import REAL_STORES
+from tests.support.clouds import EMULATED, REAL_STORES
 from tests.support.s3 import (
     ACCESS_KEY_ID,
     BUCKET,
@@ -316,8 +316,34 @@ def test_an_object_that_is_written_too_often_is_waited_for(s3: FaultProxy, s3_ro
 
 def test_a_store_that_ignores_the_condition_is_refused(s3: FaultProxy, s3_root: str) -> None:
     s3.unconditional = True
-    with pytest.raises(LogRootError, match=r"not created exclusively.*If-None-Match"):
+    with pytest.raises(LogRootError, match=r"not created exclusively.*honours If-None-Match"):
         check_store(store_at(s3_root))
+
+
+@pytest.mark.clouds
+def test_a_store_of_google_that_ignores_the_condition_is_refused(behind_a_proxy: Behind) -> None:
+    proxy, root = behind_a_proxy("gcs")
+    check_store(store_at(root))
+    proxy.unconditional = True
+    with pytest.raises(
+        LogRootError, match=r"not created exclusively.*honours x-goog-if-generation-match"
+    ):
+        check_store(store_at(root))
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_a_name_that_another_has_is_lost_in_each_cloud_also_where_the_answer_is(
+    name: str, behind_a_proxy: Behind
+) -> None:
+    proxy, root = behind_a_proxy(name)
+    store = ObjectStore(root, limits=QUICK)
+    assert store.create(PATH, b"the winner's")
+    proxy.fail("PUT", Fault.LOSE_ANSWER)
+    assert not store.create(PATH, b"the loser's")
+    proxy.fail("PUT", Fault.LOSE_ANSWER)
+    assert store.create(PATH, b"the winner's")
+    assert not proxy.pending()
+    assert store.read(PATH) == b"the winner's"
 
 
 def test_a_listing_from_a_name_on_costs_what_follows(s3: FaultProxy, store: ObjectStore) -> None:

@@ -47,6 +47,7 @@ class Fault(enum.Enum):
     CUT_BODY = "it is done, and half of the answer's body sent"
 
 
+_CONDITIONS = {"if-none-match", "x-goog-if-generation-match"}
 _UNANSWERED = {Fault.HANG_BEFORE, Fault.HANG_AFTER, Fault.LOSE_ANSWER}
 _ANSWERS = {fault for fault in Fault if re.match(r"\d{3} \w+\Z", fault.value)}
 _OF_REMOVALS = {
@@ -97,7 +98,7 @@ class FaultProxy:
     draw: Callable[[str], Fault | None] = lambda _: None
     """What is to happen to a request with this method for which `fail` has left no word."""
     unconditional: bool = False
-    """Whether If-None-Match is left out, as by a server that does not know it."""
+    """Whether conditions are left out, as where a server knows none. Azure's are signed."""
 
     @property
     def endpoint(self) -> str:
@@ -140,7 +141,7 @@ class FaultProxy:
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         if self.unconditional:
-            headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
+            headers = {k: v for k, v in headers.items() if k.lower() not in _CONDITIONS}
         lock = self._writing if method in {"PUT", "POST", "DELETE"} else contextlib.nullcontext()
         with lock:
             connection = http.client.HTTPConnection(HOST, self.target, timeout=PATIENCE_S)

@@ -153,10 +153,12 @@ def check_store(store: SegmentStore) -> None:
     except ScoredLogError as error:
         raise LogRootError(error.problem, error.where, error.action) from error
     if outcome != (True, False, b"first", True, b"second", None):
+        cloud = CLOUDS.get(store.root.partition("://")[0])
+        other = "an object store" if cloud is None else f"a store that honours {cloud.condition}"
         raise LogRootError(
             f"files are not created exclusively, listed and replaced there: {outcome}",
             store.root,
-            "Choose a local disk, NFSv4, or a store that honours If-None-Match on PUT",
+            f"Choose a local disk, NFSv4, or {other}",
         )
 
 
