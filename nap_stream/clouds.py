@@ -53,7 +53,7 @@ CLOUDS = {
             "gs",
             GCSStore,
             "bucket",
-            re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"),
+            re.compile(r"(?=.{3,222}\Z)(?!.*[^.]{64})[a-z0-9][a-z0-9._-]*[a-z0-9]"),
             "Name in GOOGLE_APPLICATION_CREDENTIALS the file of a service account's key, or give "
             "the machine a service account, " + _MAY.format("bucket"),
             "GOOGLE_BASE_URL",
@@ -127,8 +127,8 @@ def _unusable(text: str, where: str, cloud: Cloud) -> LogRootError:
     return LogRootError(
         "a variable of the environment cannot be used for the store",
         where,
-        f"Look at {cloud.check} and the others with that beginning: a wrong form, a space, "
-        "a line break",
+        f"Look at {cloud.check} and the other {cloud.check.partition('_')[0]}_… variables: "
+        "a wrong form, a space, a line break",
     )
 
 

@@ -43,8 +43,10 @@ _REMOVALS = 5
 class RequestLimits:
     """How long a request to the object store may take, and how often it is tried.
 
-    Reading or listing ends within twice ``retry_timeout_s + request_timeout_s``, `create` within
-    four times as much.
+    A request ends within ``retry_timeout_s + request_timeout_s``; twice that where it asks for a
+    token first. Reading is one, or two, as of the end of an object of Azure's; listing is one for
+    each 1,000 names. `create` and `replace` begin further ones for ``retry_timeout_s``, as `remove`
+    does in each of its rounds.
     """
 
     connect_timeout_s: float = 5.0

@@ -235,6 +235,9 @@ def test_a_configuration_at_another_kind_of_address_is_told_which_there_are(
     there.write_text(CONFIG)
     with fetched(there, ConfigError, max_bytes=2**20) as same:
         assert same == there
+    assert ModelSettings(factory="a:b", weights=there).weights == there
+    with pytest.raises(ValueError, match="expected a path or s3://bucket/key"):
+        ModelSettings(factory="a:b", weights=there.with_name("missing"))
 
 
 @pytest.mark.parametrize(

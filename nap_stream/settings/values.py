@@ -41,10 +41,9 @@ def _existing(value: Path, info: ValidationInfo) -> Path:
 
 def _in_folder_or_store(value: Path, info: ValidationInfo) -> Path:
     """An address as it stands; a relative path from the folder of the file, which may be one."""
-    if not is_valid(value):
-        raise _no_address("key")
     path = value if is_address(value) else _from_folder(value, info)
-    if not is_valid(path):
+    is_there = not is_address(path) and os.access(path, os.F_OK)
+    if not is_there and not (is_valid(value) and is_valid(path)):
         raise _no_address("key")
     return path
 

@@ -46,6 +46,7 @@ from tests.support.waiting import PATIENCE_S
         "s3://bucket/a",
         "s3://my.bucket-1/a_b/c=1/",
         "gs://my_bucket.example-1/a_b/c=1/",
+        f"gs://{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 30}/x",
         "az://my-container/a_b/c=1",
     ],
 )
@@ -83,6 +84,8 @@ def test_a_path_is_taken_from_the_folder_of_the_configuration(root: str | Path) 
         "s3://with_underscore/x",
         "GS://bucket/x",
         "gs://b/x",
+        f"gs://{'a' * 64}/x",
+        f"gs://{'.'.join(['a' * 55] * 4)}/x",
         "gs://bucket/a b",
         "az://my.container/x",
         "az://two--hyphens/x",
