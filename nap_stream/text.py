@@ -35,7 +35,7 @@ def for_any_terminal(text: str) -> str:
     return "".join(c if c in _HARMLESS else printable(c) for c in text)
 
 
-_ADDRESS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,20}:/{1,2})(\S*)")
+_ADDRESS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,20}:/{1,2})(.*)", re.DOTALL)
 
 
 def without_secrets(text: str) -> str:

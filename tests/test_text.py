@@ -24,6 +24,7 @@ from nap_stream.text import (
         ("s3://key:sec/ret@bucket/x", "s3://…@bucket/x"),
         ("s3://key:sec?ret@bucket/x", "s3://…"),
         ("s3://bucket/x", "s3://bucket/x"),
+        ("gs://bucket/a b?sig=X", "gs://bucket/a b?…"),
         ("cars? cats@home", "cars? cats@home"),
     ],
 )
