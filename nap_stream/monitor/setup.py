@@ -49,13 +49,16 @@ class Setup:
 
 
 def clouds_of(settings: Settings) -> set[str]:
-    """The schemes of the object stores that a run by these settings asks: their secrets it needs.
+    """The clouds whose secrets a run by these settings needs, by the schemes of their addresses.
 
-    Of each cloud an address of which stands anywhere, and of S3 also where messages name objects.
+    Each of which an address stands anywhere; S3's also where messages name objects, and where
+    Kafka takes signatures by its keys.
     """
     found = {scheme for text in _texts(settings.model_dump()) if (scheme := _scheme(text))}
     fetch = settings.messages.fetch
-    return found | ({"s3"} if fetch is not None and fetch.allow_buckets else set())
+    fetches = fetch is not None and bool(fetch.allow_buckets)
+    is_signed = settings.kafka.sasl_mechanism == "AWS_MSK_IAM"
+    return found | ({"s3"} if fetches or is_signed else set())
 
 
 def _scheme(text: str) -> str | None:

@@ -57,6 +57,16 @@ def test_of_a_changed_secret_the_name_is_told_and_nothing_else() -> None:
         ({"log": {"root": "gs://bucket/log"}, "evidence": {"root": "az://kept/x"}}, {"gs", "az"}),
         ({"model": {"weights": Path("az://bucket/w.safetensors")}}, {"az"}),
         ({"model": {"kwargs": {"parts": [{"at": "gs://bucket/w.pt"}]}}}, {"gs"}),
+        (
+            {
+                "kafka": {
+                    "security_protocol": "SASL_SSL",
+                    "sasl_mechanism": "AWS_MSK_IAM",
+                    "aws_region": "eu-central-1",
+                }
+            },
+            {"s3"},
+        ),
         ({"messages": {"read": [{"fetch": {"allow_buckets": ["images"]}}]}}, {"s3"}),
         ({"messages": {"read": [{"fetch": {"allow_hosts": ["images.example"]}}]}}, set()),
     ],
