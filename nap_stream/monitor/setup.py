@@ -85,11 +85,9 @@ def require_same_monitor(old: Settings, new: Settings, source: str) -> None:
     Raises:
         ConfigError: Naming what differs.
     """
-    found = differences({"settings": masked_tree(old)}, {"settings": masked_tree(new)})
+    # Words are cut: whether something differs, the values say.
     told = [
-        f"{name} is {now}, and {was} in the run: {FIXED[name]}"
-        for name, was, now in found
-        if name in FIXED
+        f"{_words(name, old, new)}: {FIXED[name]}" for name in _differing(old, new) if name in FIXED
     ]
     if told:
         lines = "\n  ".join(("what makes it this monitor was changed", *told))
@@ -144,6 +142,15 @@ def _shown(setup: Setup) -> dict[str, Any]:
         "model_fingerprint": setup.calibration.model_fingerprint,
         "settings": masked_tree(setup.settings),
     }
+
+
+def _words(key: str, old: Settings, new: Settings) -> str:
+    """What a key is now and was, in words that tell the two apart."""
+    found = differences({"settings": masked_tree(old)}, {"settings": masked_tree(new)})
+    for name, was, now in found:
+        if name == key:
+            return f"{name} is {now}, and {was} in the run"
+    return f"{key} is another than in the run, in what is too long to be shown"
 
 
 def _differing(old: Section, new: Section, above: str = "") -> Iterator[str]:

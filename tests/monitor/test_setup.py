@@ -121,6 +121,25 @@ def test_what_makes_another_monitor_is_refused_by_name(key: str) -> None:
     assert "stop the run" in caught.value.action
 
 
+ENDS = [f"{'camera-' * 30}{number}" for number in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *[({"topic_pattern": end}, {"topic_pattern": "b"}) for end in ENDS],
+        tuple({"topic_pattern": end} for end in ENDS),
+        tuple({"topics": (*(f"camera-{n:03}" for n in range(30)), end)} for end in "ab"),
+        tuple({"bootstrap_servers": (*["k:1"] * 40, f"{end}:1")} for end in "ab"),
+    ],
+)
+def test_what_differs_far_behind_is_another_monitor_too(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"^x.yaml: kafka.{next(iter(new))} is "):
+        require_same_monitor(settings(kafka=old), settings(kafka=new), "x.yaml")
+
+
 def test_all_that_makes_another_monitor_is_named_at_once() -> None:
     new = settings(kafka={"group_id": "other"}, alerts={"monitor": "other"})
     with pytest.raises(ConfigError) as caught:
