@@ -40,13 +40,20 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def note_hangups() -> Iterator[threading.Event]:
+def note_hangups(asked: threading.Event | None = None) -> Iterator[threading.Event]:
     """An event that each SIGHUP sets; the handler from before comes back at the end.
 
-    One that comes because the terminal is gone ends the process, or is nothing to it under nohup,
-    as without this. Must be entered in the main thread.
+    Where SIGHUP is ignored, as under nohup, it stays so, unless the event is given: programs that
+    are started under a handler end by the signal that they would have ignored. So give the event of
+    an outer call once those have started that must outlive the terminal. A SIGHUP that comes
+    because the terminal is gone ends the process, or is nothing to it under nohup, as without this.
+    Must be entered in the main thread.
     """
-    asked, terminal = threading.Event(), _has_terminal()
+    before, terminal = signal.getsignal(signal.SIGHUP), _has_terminal()
+    if asked is None and before is signal.SIG_IGN:
+        yield threading.Event()
+        return
+    noted = asked or threading.Event()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal terminal
@@ -56,11 +63,11 @@ def note_hangups() -> Iterator[threading.Event]:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             return
-        asked.set()
+        noted.set()
 
-    before = signal.signal(signal.SIGHUP, handle)
+    signal.signal(signal.SIGHUP, handle)
     try:
-        yield asked
+        yield noted
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -86,12 +87,37 @@ def test_a_hangup_is_noted_each_time() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
+IGNORED = """
+import signal, subprocess, sys
+from nap_stream.process import note_hangups
+
+with note_hangups() as early:
+    # Ray's processes are started here.
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        state = open(f"/proc/{child.pid}/status").read()
+    bits = int(state.partition("SigIgn:")[2].split()[0], 16)
+    signal.raise_signal(signal.SIGHUP)
+    with note_hangups(early) as asked:
+        before = asked.is_set()
+        signal.raise_signal(signal.SIGHUP)
+        print(bool(bits & 1 << signal.SIGHUP - 1), before, asked.is_set())
+print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there /proc tells")
+def test_what_is_started_under_nohup_ignores_hangups_too() -> None:
+    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-c", IGNORED]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    assert ended.stdout.split() == [b"True", b"False", b"True", b"True"]
+
+
 ON_A_TERMINAL = """
 import os, signal, sys, time
 from nap_stream.process import note_hangups
 
 said = int(sys.argv[1])
-with note_hangups() as asked:
+with note_hangups() as early, note_hangups(early) as asked:
     signal.raise_signal(signal.SIGHUP)
     os.write(said, b"asked, " if asked.is_set() else b"not asked, ")
     asked.clear()

@@ -53,28 +53,32 @@ def run(
     Settings can be overridden from the environment, for example
     NAP_STREAM__KAFKA__BOOTSTRAP_SERVERS=broker:9092.
     """
-    settings = load_settings(config)
-    if print_config:
-        typer.echo(masked_yaml(settings), nl=False)
-        return
-    # Ray reads it when it is imported; without it, alike events of different workers are merged.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    from nap_stream.monitor.run import run_monitor
-    from nap_stream.monitor.status import status_display
-    from nap_stream.process import configure_logging
+    from nap_stream.process import configure_logging, note_hangups
 
-    console = Console(stderr=True)
-    configure_logging(for_people=console.is_terminal)
-    with status_display(console) as show:
-        result = run_monitor(
-            settings,
-            address=address,
-            until_idle_s=until_idle,
-            max_records=max_records,
-            on_status=show,
-            reread=lambda: load_settings(config),
-            source=shown(config if is_address(config) else config.resolve()),
-        )
+    # Before the other imports, which take seconds: a signal that comes meanwhile is not the end.
+    with note_hangups() as hangup:
+        settings = load_settings(config)
+        if print_config:
+            typer.echo(masked_yaml(settings), nl=False)
+            return
+        # Ray reads it when it is imported; without it, alike events of other workers are merged.
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        from nap_stream.monitor.run import run_monitor
+        from nap_stream.monitor.status import status_display
+
+        console = Console(stderr=True)
+        configure_logging(for_people=console.is_terminal)
+        with status_display(console) as show:
+            result = run_monitor(
+                settings,
+                address=address,
+                until_idle_s=until_idle,
+                max_records=max_records,
+                on_status=show,
+                hangup=hangup,
+                reread=lambda: load_settings(config),
+                source=shown(config if is_address(config) else config.resolve()),
+            )
     if result.status is not None:
         # A drift alert that did not fire says nothing of what could not be read.
         show_warnings(result.status.degraded(), console)

@@ -52,6 +52,7 @@ def run_monitor(
     until_idle_s: float | None,
     max_records: int | None,
     on_status: Callable[[CoordinatorStatus], None],
+    hangup: threading.Event | None = None,
     reread: Callable[[], Settings] | None = None,
     source: str = "",
 ) -> RunResult:
@@ -61,44 +62,42 @@ def run_monitor(
     ends when nothing came for ``until_idle_s`` seconds, or once ``max_records`` are logged at
     least. ``on_status`` is shown the coordinator's status about four times a second. ``reread``
     reads the settings again, from what people call ``source``, when a reload is asked for; None for
-    the same settings.
+    the same settings. ``hangup`` is the event of `note_hangups`, which asks for one.
 
     Raises:
         NapStreamError: What keeps the monitor from starting or going on.
     """
-    # From here on, so that one that comes early is not the end of it.
-    with note_hangups() as hangup:
-        setup = _preflight(settings)
-        _begin(setup)
-        cpus = settings.worker.at_least * (
-            settings.worker.num_cpus or settings.worker.torch_threads
-        )
-        reloader = Reloader(
+    setup = _preflight(settings)
+    _begin(setup)
+    cpus = settings.worker.at_least * (settings.worker.num_cpus or settings.worker.torch_threads)
+    hangup = hangup or threading.Event()
+    reloader = Reloader(
+        setup,
+        reread=reread or (lambda: settings),
+        preflight=_preflight,
+        source=source,
+        hangup=hangup,
+    )
+    with (
+        ray_session(address, cpus) as is_own,
+        note_hangups(hangup),
+        stop_on_signals() as stop,
+        scrape_target(settings) as note_target,
+    ):
+
+        def look(status: CoordinatorStatus) -> None:
+            note_target(status.metrics_url)
+            reloader.note(status)
+            on_status(status)
+
+        return follow_reloads(
             setup,
-            reread=reread or (lambda: settings),
-            preflight=_preflight,
-            source=source,
-            hangup=hangup,
+            RunLimits(until_idle_s, max_records),
+            partial(_run_once, is_own=is_own, reloader=reloader, stop=stop, look=look),
+            reloader=reloader,
+            stop=stop,
+            make_way=lambda: wait_until_gone(settings.kafka.group_id, SystemClock()),
         )
-        with (
-            ray_session(address, cpus) as is_own,
-            stop_on_signals() as stop,
-            scrape_target(settings) as note_target,
-        ):
-
-            def look(status: CoordinatorStatus) -> None:
-                note_target(status.metrics_url)
-                reloader.note(status)
-                on_status(status)
-
-            return follow_reloads(
-                setup,
-                RunLimits(until_idle_s, max_records),
-                partial(_run_once, is_own=is_own, reloader=reloader, stop=stop, look=look),
-                reloader=reloader,
-                stop=stop,
-                make_way=lambda: wait_until_gone(settings.kafka.group_id, SystemClock()),
-            )
 
 
 def follow_reloads(
