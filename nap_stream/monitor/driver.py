@@ -8,16 +8,24 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 import structlog
 
 from nap_stream.clock import Clock, Deadline
-from nap_stream.errors import BrokerError, NapStreamError, WorkerError, WorkerGaveUpError
+from nap_stream.errors import BrokerError, WorkerError, WorkerGaveUpError
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import failed_words
+from nap_stream.monitor.slots import (
+    Slot,
+    WorkerHandle,
+    has_settled,
+    is_final,
+    keeps_its_place,
+    note_progress,
+    report_of,
+)
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.records import WorkerReport
 from nap_stream.settings.run import DriverSettings
 
 LOOK_EVERY_S = 0.25
@@ -25,28 +33,6 @@ UNWANTED_S = 30.0
 """How long a worker that is at work is kept when fewer are wanted."""
 WORKERS_SHARE = 0.7
 """Of the shutdown deadline; the rest is for the coordinator's last alerts."""
-
-
-class WorkerHandle(Protocol):
-    """One incarnation of a worker."""
-
-    def placed(self) -> bool:
-        """Whether it has, or had, a process."""
-
-    def evicted(self) -> bool:
-        """Whether its node is being drained, or was ended in good order: it is no fault of its."""
-
-    def ended(self) -> bool:
-        """Whether its run is over, well or badly."""
-
-    def error(self) -> Exception | None:
-        """What ended it; None where it ended well. Only after `ended`."""
-
-    def stop(self) -> None:
-        """Ask it to publish, commit and leave; returns at once."""
-
-    def kill(self) -> None:
-        """End its process at once."""
 
 
 class Cluster(Protocol):
@@ -126,31 +112,6 @@ class RunResult:
     unclean: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Slot:
-    """One worker's place: its present incarnation, and what has become of it."""
-
-    name: str
-    handle: WorkerHandle | None = None
-    incarnation: int = 0
-    restarts: int = 0
-    started_at: float = 0.0
-    start_after: float = 0.0
-    progress: tuple[int, int] | None = None
-    progress_at: float = 0.0
-    report_number: int | None = None
-    report_at: float = 0.0
-    leave_by: float | None = None
-    """Until when it may take to leave, having been asked to; None where it was not."""
-    stays: bool = True
-    """Whether another incarnation takes its place."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it has a process, and is not on its way out."""
-        return self.handle is not None and self.leave_by is None and self.handle.placed()
-
-
 @dataclass(frozen=True, slots=True)
 class _Coordinator:
     """The coordinator that answered last: when it started, since when it answers, its restarts."""
@@ -181,7 +142,7 @@ class Driver:
         self._cluster, self._settings, self._limits = cluster, settings, limits
         self._clock, self._on_status, self._reloads = clock, on_status, reloads
         self._reason = ""
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._incarnations: dict[str, int] = {}
         self._idle_since: float | None = None
         self._silent_since: float | None = None
@@ -287,11 +248,11 @@ class Driver:
         wanted, now = self._cluster.wanted(), self._clock.monotonic()
         staying = [slot for slot in self._slots if slot.stays]
         # Sorting keeps the order among alike.
-        staying.sort(key=lambda slot: not _keeps_its_place(slot))
-        if sum(map(_keeps_its_place, staying)) <= wanted:
+        staying.sort(key=lambda slot: not keeps_its_place(slot))
+        if sum(map(keeps_its_place, staying)) <= wanted:
             self._fitted_at = now
         for slot in staying[wanted:]:
-            if _keeps_its_place(slot) and now - self._fitted_at < UNWANTED_S:
+            if keeps_its_place(slot) and now - self._fitted_at < UNWANTED_S:
                 continue
             slot.stays = False
             if slot.handle is None:
@@ -302,7 +263,7 @@ class Driver:
         free = (name for n in itertools.count() if (name := f"worker-{n}") not in names)
         for name in itertools.islice(free, max(0, wanted - len(staying))):
             # Reports of one that had the name before must not pass for its own.
-            self._slots.append(_Slot(name, incarnation=self._incarnations.get(name, 0)))
+            self._slots.append(Slot(name, incarnation=self._incarnations.get(name, 0)))
 
     def _fleet(self) -> Fleet:
         """The workers that there are to be. Those that may wait for a place count with it alone."""
@@ -311,7 +272,7 @@ class Driver:
         expected = max(self._cluster.at_least(), placed) if self._cluster.may_wait else len(staying)
         return Fleet(expected, tuple(slot.name for slot in self._slots))
 
-    def _look_after(self, slot: _Slot, status: CoordinatorStatus | None) -> None:
+    def _look_after(self, slot: Slot, status: CoordinatorStatus | None) -> None:
         now = self._clock.monotonic()
         if slot.handle is None:
             if now >= slot.start_after:
@@ -321,7 +282,7 @@ class Driver:
             self._see_off(slot, now)
         elif slot.handle.ended():
             cause = slot.handle.error()
-            if slot.handle.evicted() and not _is_final(cause):
+            if slot.handle.evicted() and not is_final(cause):
                 self._left(slot, "its node was drained", cause)
                 return
             self._failed(slot, cause or WorkerError("the worker ended by itself", slot.name), now)
@@ -332,7 +293,7 @@ class Driver:
             problem = f"the worker made no progress for {now - slot.progress_at:.0f} s"
             self._failed(slot, WorkerError(problem, slot.name), now)
 
-    def _ask_to_leave(self, slot: _Slot, reason: str) -> None:
+    def _ask_to_leave(self, slot: Slot, reason: str) -> None:
         """Have a worker publish, commit and leave; that is no failure."""
         assert slot.handle is not None
         structlog.get_logger().info("worker_asked_to_leave", worker=slot.name, reason=reason)
@@ -340,20 +301,20 @@ class Driver:
         patience_s = self._settings.shutdown_deadline_s * WORKERS_SHARE
         slot.leave_by = self._clock.monotonic() + patience_s
 
-    def _see_off(self, slot: _Slot, now: float) -> None:
+    def _see_off(self, slot: Slot, now: float) -> None:
         """Take note of a worker that was asked to leave and has, or does not in time."""
         assert slot.handle is not None
         assert slot.leave_by is not None
         if slot.handle.ended():
             cause = slot.handle.error()
-            if slot.stays and _is_final(cause):
+            if slot.stays and is_final(cause):
                 self._failed(slot, cause, now)
             self._left(slot, "it was asked to", cause)
         elif now >= slot.leave_by:
             slot.handle.kill()
             self._left(slot, "it was asked to", WorkerError("it did not leave in time", slot.name))
 
-    def _left(self, slot: _Slot, reason: str, cause: Exception | None) -> None:
+    def _left(self, slot: Slot, reason: str, cause: Exception | None) -> None:
         """Take note of a worker that is gone through no fault of its own; start another at once."""
         log = structlog.get_logger()
         tell = log.info if cause is None else log.warning
@@ -364,7 +325,7 @@ class Driver:
         if not slot.stays:
             self._slots.remove(slot)
 
-    def _start(self, slot: _Slot, now: float) -> None:
+    def _start(self, slot: Slot, now: float) -> None:
         slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
         self._incarnations[slot.name] = slot.incarnation + 1
         slot.started_at = slot.progress_at = slot.report_at = now
@@ -373,10 +334,10 @@ class Driver:
             "worker_started", worker=slot.name, incarnation=slot.incarnation
         )
 
-    def _failed(self, slot: _Slot, cause: Exception, now: float) -> None:
+    def _failed(self, slot: Slot, cause: Exception, now: float) -> None:
         """Plan the next start, or give up."""
         slot.handle = None
-        if _is_final(cause):
+        if is_final(cause):
             raise cause
         if slot.progress_at - slot.started_at >= self._settings.stall_timeout_s:
             slot.restarts = 0
@@ -398,12 +359,12 @@ class Driver:
             "worker_failed", worker=slot.name, cause=str(cause), restart_in_s=delay
         )
 
-    def _stalled(self, slot: _Slot, status: CoordinatorStatus | None, now: float) -> bool:
+    def _stalled(self, slot: Slot, status: CoordinatorStatus | None, now: float) -> bool:
         """Whether a worker has work and has not got on with it for too long."""
         if status is None:
             return False
-        if (report := _report_of(slot, status)) is not None:
-            _note_progress(slot, report, now)
+        if (report := report_of(slot, status)) is not None:
+            note_progress(slot, report, now)
         elif self._cluster.may_wait and slot.handle is not None and not slot.handle.placed():
             slot.progress_at = now
         patience_s = self._settings.stall_timeout_s
@@ -426,7 +387,7 @@ class Driver:
     def _idle(self, status: CoordinatorStatus) -> bool:
         """Whether every partition is owned and none of the workers has anything to do."""
         there = [slot for slot in self._slots if slot.is_settled or not self._cluster.may_wait]
-        reports = [_report_of(slot, status) for slot in there]
+        reports = [report_of(slot, status) for slot in there]
         present = [report for report in reports if report is not None]
         owned = {progress.partition for report in present for progress in report.partitions}
         left_out = len({partition for report in present for partition in report.left_out})
@@ -451,7 +412,7 @@ class Driver:
         unclean = tuple(
             slot.name
             for slot in self._slots
-            if slot.handle is not None and not _settled(slot) and slot.progress is not None
+            if slot.handle is not None and not has_settled(slot) and slot.progress is not None
         )
         if unclean:
             reason = f"{reason}; did not leave in time: {', '.join(unclean)}"
@@ -459,42 +420,3 @@ class Driver:
             deadline.remaining_s(), input_ended=input_ended, reason=reason
         )
         return unclean, status
-
-
-def _keeps_its_place(slot: _Slot) -> bool:
-    return slot.is_settled and slot.handle is not None and not slot.handle.evicted()
-
-
-def _is_final(cause: Exception | None) -> TypeGuard[NapStreamError]:
-    """Whether trying again will not mend it."""
-    return isinstance(cause, NapStreamError) and not cause.retriable
-
-
-def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:
-    """Take note of a report; the time before one that says what it waits for does not count."""
-    if report.number != slot.report_number:
-        if report.waiting_for is not None:
-            slot.progress_at = min(now, slot.progress_at + now - slot.report_at)
-        slot.report_number, slot.report_at = report.number, now
-    progress = (report.number if report.idle else -1, report.work_done)
-    if progress != slot.progress:
-        slot.progress, slot.progress_at = progress, now
-
-
-def _settled(slot: _Slot) -> bool:
-    """Whether a worker that was asked to stop has ended well; one that goes on is killed."""
-    handle = slot.handle
-    assert handle is not None
-    if not handle.ended():
-        structlog.get_logger().error("worker_killed_at_deadline", worker=slot.name)
-        handle.kill()
-        return False
-    if (error := handle.error()) is not None:
-        structlog.get_logger().error("worker_failed_at_stop", worker=slot.name, cause=str(error))
-    return error is None
-
-
-def _report_of(slot: _Slot, status: CoordinatorStatus) -> WorkerReport | None:
-    """The last report of the slot's present incarnation."""
-    report = status.workers.get(slot.name)
-    return report if report and report.incarnation == slot.incarnation else None
