@@ -184,7 +184,7 @@ class CoordinatorActor:
         """Open everything; return the address of /metrics."""
         with self._lock:
             if self._opened is None:
-                self._opened = self._open(None)
+                self._opened = self._open()
             return self._opened.metrics_url
 
     @ray.method(concurrency_group="line")
@@ -228,12 +228,12 @@ class CoordinatorActor:
         with self._lock:
             if self._opened is None:
                 # Nobody has called `start`: this process stands in for one that died.
-                self._opened = self._open(self._since)
+                self._opened = self._open()
                 url, rows = self._opened.metrics_url, self._opened.status().rows
                 structlog.get_logger().warning("coordinator_restarted", metrics=url, rows=rows)
             return self._opened
 
-    def _open(self, since: LogEnds | None) -> Coordinator:
+    def _open(self) -> Coordinator:
         """A coordinator that knows from checkpoint and log where it is, and can alert.
 
         Raises:
@@ -256,7 +256,7 @@ class CoordinatorActor:
             node=str(get_node_ip_address()),  # type: ignore[no-untyped-call]  # ray has no types
         )
         try:
-            coordinator.start(since)
+            coordinator.start(self._since)
         except BaseException as error:
             coordinator.stopped(failed_words(error))
             coordinator.close()

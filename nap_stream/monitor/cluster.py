@@ -112,8 +112,8 @@ class RayCluster:
 
     ``topics`` are those that are read at the start, by default that of the settings; ``partitions``
     tells how many there are to be read now, one where it is None.
-    ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
-    a coordinator that is restarted counts from there. None where nobody waits for rows. With
+    ``since`` is where the chains ended when the monitor began, where it ends after so many rows:
+    each coordinator counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
 
     Raises:

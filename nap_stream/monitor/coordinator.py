@@ -118,8 +118,8 @@ class Coordinator:
         """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
 
         An alert goes to the sinks that have not received it. ``since`` is where the chains ended
-        when the run began: `status` counts the rows that the log has got since then, for a
-        coordinator that takes the place of one that died. None counts what is submitted from now.
+        when the monitor began: `status` counts the rows that the log has got since then, whoever
+        was coordinator. None counts what is submitted from now.
 
         Raises:
             ScoredLogError: The log cannot be read.

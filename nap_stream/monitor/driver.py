@@ -6,7 +6,7 @@ Knows no Ray: `nap_stream.monitor.cluster` provides the cluster.
 import itertools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -33,6 +33,8 @@ UNWANTED_S = 30.0
 """How long a worker that is at work is kept when fewer are wanted."""
 WORKERS_SHARE = 0.7
 """Of the shutdown deadline; the rest is for the coordinator's last alerts."""
+LOADING_RESTARTS = 2
+"""Of each worker, and of the coordinator, while there is another run to go back to."""
 
 
 class Cluster(Protocol):
@@ -93,12 +95,6 @@ class RunLimits:
     until_idle_s: float | None = None
     max_records: int | None = None
 
-    def after(self, result: "RunResult") -> "RunLimits":
-        """What is left of them for a run that goes on with what another has begun."""
-        if self.max_records is None or result.status is None:
-            return self
-        return replace(self, max_records=self.max_records - result.status.rows)
-
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -126,7 +122,8 @@ class Driver:
 
     There are as many workers as the cluster says are wanted, while that changes. ``on_status`` is
     shown the coordinator's status about four times a second. ``reloads`` is asked as often who
-    wants another run to take this one's place now; None where nobody does.
+    wants another run to take this one's place now; None where nobody does. While it ``is_loading``
+    another run can take its place back: then it fails soon, where it fails.
     """
 
     def __init__(
@@ -138,9 +135,11 @@ class Driver:
         clock: Clock,
         on_status: Callable[[CoordinatorStatus], None],
         reloads: Callable[[], str | None] = lambda: None,
+        is_loading: Callable[[], bool] = lambda: False,
     ) -> None:
         self._cluster, self._settings, self._limits = cluster, settings, limits
         self._clock, self._on_status, self._reloads = clock, on_status, reloads
+        self._is_loading, self._load_by = is_loading, float("inf")
         self._reason = ""
         self._slots: list[Slot] = []
         self._incarnations: dict[str, int] = {}
@@ -151,28 +150,49 @@ class Driver:
         self._coordinator = _Coordinator()
         self._was_replaced = False
 
-    def run(self, stop: threading.Event, begin: Callable[[], None] | None = None) -> RunResult:
+    def run(self, stop: threading.Event, begin: Callable[[], None]) -> RunResult:
         """Supervise until the end, then shut down within one deadline.
 
-        Workers are started before ``begin``, which starts the coordinator, is called.
+        Workers are started before ``begin``, which starts the coordinator, is called: they load the
+        model meanwhile. Neither is where ``stop`` is set by then.
 
         Raises:
             WorkerGaveUpError: A worker, or the coordinator, failed as often as it may be restarted.
             NapStreamError: A worker met an error that trying again will not mend.
         """
         try:
-            if begin is not None:
-                self._resize()
-                for slot in self._slots:
-                    self._start(slot, self._clock.monotonic())
-                begin()
+            if not stop.is_set():
+                self._begin(begin)
             ending = self._supervise(stop)
         except Exception as error:
-            self._shut_down(failed_words(error), input_ended=False)
+            failure = failed_words(error)
+            self._shut_down(lambda: failure, input_ended=False)
             raise
-        reason = f"{ending.value}{self._reason}"
+
+        def reason() -> str:
+            nonlocal ending
+            if ending is Ending.RELOAD and stop.is_set():
+                # It came while the workers left: no other run begins.
+                ending, self._reason = Ending.STOPPED, ""
+            return f"{ending.value}{self._reason}"
+
         unclean, status = self._shut_down(reason, input_ended=ending is Ending.IDLE)
         return RunResult(ending, status, unclean)
+
+    def _begin(self, begin: Callable[[], None]) -> None:
+        self._load_by = self._clock.monotonic() + self._settings.start_timeout_s
+        self._resize()
+        for slot in self._slots:
+            self._start(slot, self._clock.monotonic())
+        try:
+            begin()
+        except Exception:
+            # What they have read is in no row yet; there is nothing to wait for.
+            for slot in self._slots:
+                if slot.handle is not None:
+                    slot.handle.kill()
+                    slot.handle = None
+            raise
 
     def _supervise(self, stop: threading.Event) -> Ending:
         while True:
@@ -193,7 +213,19 @@ class Driver:
                     raise BrokerError(f"no topic is left to read: {words}")
                 if (ending := self._reached(status)) is not None:
                     return ending
+            self._require_loaded()
             self._clock.sleep(LOOK_EVERY_S)
+
+    def _require_loaded(self) -> None:
+        """Give up on a run that takes too long to begin, where there is one to go back to."""
+        if self._is_loading() and self._clock.monotonic() >= self._load_by:
+            limit = f"driver.start_timeout_s, {self._settings.start_timeout_s:g} s"
+            raise WorkerGaveUpError(f"not all workers have reported within {limit}")
+
+    def _may_restart(self) -> int:
+        """How often in a row a worker, or the coordinator, is started anew."""
+        allowed = self._settings.max_restarts
+        return min(allowed, LOADING_RESTARTS) if self._is_loading() else allowed
 
     def _listen(self) -> CoordinatorStatus | None:
         """The coordinator's status; None while it is silent, which is tolerated for a while.
@@ -232,7 +264,7 @@ class Driver:
         has_lasted = now - seen.since >= self._settings.stall_timeout_s
         restarts = 0 if seen.started_ms is None else 1 if has_lasted else seen.restarts + 1
         self._coordinator = _Coordinator(started_ms, now, restarts)
-        if restarts > self._settings.max_restarts:
+        if restarts > self._may_restart():
             raise WorkerGaveUpError(
                 f"the coordinator died {restarts} times in a row",
                 "coordinator",
@@ -319,17 +351,13 @@ class Driver:
         log = structlog.get_logger()
         tell = log.info if cause is None else log.warning
         tell("worker_left", worker=slot.name, reason=reason, cause=cause and str(cause))
-        slot.handle, slot.leave_by = None, None
-        slot.incarnation += 1
-        slot.start_after = self._clock.monotonic()
+        slot.plan_start(self._clock.monotonic())
         if not slot.stays:
             self._slots.remove(slot)
 
     def _start(self, slot: Slot, now: float) -> None:
-        slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
+        slot.begin(self._cluster.start_worker(slot.name, slot.incarnation), now)
         self._incarnations[slot.name] = slot.incarnation + 1
-        slot.started_at = slot.progress_at = slot.report_at = now
-        slot.progress = slot.report_number = None
         structlog.get_logger().info(
             "worker_started", worker=slot.name, incarnation=slot.incarnation
         )
@@ -341,19 +369,17 @@ class Driver:
             raise cause
         if slot.progress_at - slot.started_at >= self._settings.stall_timeout_s:
             slot.restarts = 0
-        if slot.restarts >= self._settings.max_restarts:
+        if slot.restarts >= self._may_restart():
             raise WorkerGaveUpError(
                 # The cause is no part of the problem: it may quote anything.
                 f"the worker failed {slot.restarts + 1} times in a row",
                 slot.name,
                 f"Last cause: {cause}. Mend it and start again: nothing that was published is lost",
             ) from cause
-        delay = min(
-            self._settings.backoff_initial_s * 2**slot.restarts, self._settings.backoff_max_s
-        )
+        settings = self._settings
+        delay = min(settings.backoff_initial_s * 2**slot.restarts, settings.backoff_max_s)
         slot.restarts += 1
-        slot.incarnation += 1
-        slot.start_after = now + delay
+        slot.plan_start(now + delay)
         self._cluster.worker_restarted(slot.name)
         structlog.get_logger().error(
             "worker_failed", worker=slot.name, cause=str(cause), restart_in_s=delay
@@ -398,8 +424,9 @@ class Driver:
         )
 
     def _shut_down(
-        self, reason: str, *, input_ended: bool
+        self, reason: Callable[[], str], *, input_ended: bool
     ) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
+        """Have all leave; ``reason`` is asked for why once the workers have."""
         deadline = Deadline(self._clock, self._settings.shutdown_deadline_s)
         running = [slot.handle for slot in self._slots if slot.handle is not None]
         for slot in self._slots:
@@ -414,9 +441,8 @@ class Driver:
             for slot in self._slots
             if slot.handle is not None and not has_settled(slot) and slot.progress is not None
         )
+        words = reason()
         if unclean:
-            reason = f"{reason}; did not leave in time: {', '.join(unclean)}"
-        status = self._cluster.finish(
-            deadline.remaining_s(), input_ended=input_ended, reason=reason
-        )
+            words = f"{words}; did not leave in time: {', '.join(unclean)}"
+        status = self._cluster.finish(deadline.remaining_s(), input_ended=input_ended, reason=words)
         return unclean, status

@@ -15,11 +15,21 @@ import structlog
 
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import NapStreamError, ReloadError
-from nap_stream.monitor.setup import Change, Setup, change_words, changes, require_same_monitor
+from nap_stream.monitor.setup import (
+    Change,
+    Setup,
+    change_words,
+    changes,
+    file_digests,
+    other_files,
+    require_same_monitor,
+)
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.settings.schema import Settings
-from nap_stream.text import bounded, one_line
+from nap_stream.text import bounded, described, one_line
 
+RETRY_S = 5.0
+"""How long what is away is left alone on the way back to what was in force."""
 KEPT = 32
 """Answers, for those who have not heard them yet."""
 POLL_S = 0.5
@@ -47,9 +57,11 @@ class Stage(StrEnum):
     IN_FORCE = "in force"
     UNCHANGED = "unchanged"
     REFUSED = "refused"
+    OVERTAKEN = "overtaken"
+    """A reload that somebody asked for later took the place of the run that began."""
 
 
-OVER = frozenset({Stage.IN_FORCE, Stage.UNCHANGED, Stage.REFUSED})
+OVER = frozenset({Stage.IN_FORCE, Stage.UNCHANGED, Stage.REFUSED, Stage.OVERTAKEN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +125,10 @@ class Reloader:
         setup: What the first run is by.
         reread: Reads the settings again.
         preflight: Checks them as for a start.
+        fingerprint: Reads that of the calibration that settings name.
         source: Where the settings are read from, for people.
         hangup: Is set by a signal that asks, too.
+        retry_s: How long what is away is left alone on the way back.
     """
 
     def __init__(
@@ -123,11 +137,13 @@ class Reloader:
         *,
         reread: Callable[[], Settings],
         preflight: Callable[[Settings], Setup],
+        fingerprint: Callable[[Settings], str],
         source: str,
         hangup: threading.Event,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._running, self._source, self._hangup = setup, source, hangup
-        self._reread, self._preflight = reread, preflight
+        self._reread, self._preflight, self._fingerprint = reread, preflight, fingerprint
         self._cluster: Counterpart | None = None
         self._answers: dict[str, Answer] = {}
         self._signals = 0
@@ -140,6 +156,8 @@ class Reloader:
         self._changes: tuple[Change, ...] = ()
         self._before: Setup | None = None
         """What was in force last, while another run begins."""
+        self._returns, self._retry_s = False, retry_s
+        """Whether what was in force last begins again."""
         self._since_ms: int | None = None
 
     @property
@@ -175,7 +193,10 @@ class Reloader:
         """Take note of how the run is: what it is by is in force once its workers report."""
         if self._since_ms is None:
             self._since_ms = status.started_ms
-        if self._before is None or len(status.workers) < status.workers_expected:
+        if len(status.workers) < status.workers_expected:
+            return
+        self._returns = False
+        if self._before is None:
             return
         self._before = None
         structlog.get_logger().info("reload_in_force", changes=change_words(self._changes))
@@ -190,26 +211,51 @@ class Reloader:
         self._answer(self._beginning, Answer(Stage.LOADING, self._source, self._changes))
         return self._running
 
-    def back(self, error: NapStreamError) -> Setup | None:
-        """What to go back to from a run that failed; None where that was in force, or cannot be."""
-        before, self._before = self._before, None
+    def back(self, error: Exception, stop: threading.Event) -> Setup | None:
+        """What follows a run that failed; None for nothing, so that the monitor ends.
+
+        That is what was in force, where the run did not get so far, or what somebody has asked for
+        meanwhile. Going back, what is away is waited for until ``stop``.
+        """
+        log, before = structlog.get_logger(), self._before
         if before is None:
+            is_away = isinstance(error, NapStreamError) and error.retriable
+            if not (self._returns and is_away):
+                return None
+            log.error("run_of_before_not_begun", cause=described(error), again_in_s=self._retry_s)
+            return None if stop.wait(self._retry_s) else self._running
+        log.error("reload_failed", cause=described(error))
+        if self._next is not None:
+            return self.take()
+        self._before = None
+        if not self._still_there(before, stop):
             return None
-        structlog.get_logger().error("reload_failed", cause=str(error))
-        try:
-            found = self._preflight(before.settings)
-        except NapStreamError as cause:
-            structlog.get_logger().error("settings_of_before_not_usable", cause=str(cause))
-            return None
-        if found.calibration.fingerprint != before.calibration.fingerprint:
-            now = found.calibration.fingerprint
-            structlog.get_logger().error("calibration_of_before_not_there", now=now)
-            return None
-        problem = f"a run by the new settings failed: {error.problem}"
-        told = (problem, error.where, error.action)
+        told = (f"a run by the new settings failed: {described(error)}", "", "")
+        if isinstance(error, NapStreamError):
+            problem = f"a run by the new settings failed: {error.problem}"
+            told = (problem, error.where, error.action)
         self._answer(self._beginning, Answer(Stage.REFUSED, self._source, error=told))
-        self._running = found
-        return found
+        self._running, self._returns = before, True
+        return before
+
+    def _still_there(self, before: Setup, stop: threading.Event) -> bool:
+        """Whether what was in force can be had. All but the calibration is in memory, or a file."""
+        log = structlog.get_logger()
+        while True:
+            try:
+                now = self._fingerprint(before.settings)
+                break
+            except NapStreamError as error:
+                cause = error
+            log.error("calibration_of_before_not_read", cause=str(cause))
+            if not cause.retriable or stop.wait(self._retry_s):
+                return False
+        if now != before.calibration.fingerprint:
+            log.error("calibration_of_before_not_there", now=now)
+            return False
+        if others := other_files(before.files, file_digests(before.settings)):
+            log.error("files_of_before_were_changed", files=others)
+        return True
 
     def _take(self, request: ReloadRequest) -> None:
         structlog.get_logger().info("reload_asked", by=request.by)
@@ -249,7 +295,7 @@ class Reloader:
         if changed:
             log.info("reload_begins", by=by, changes=change_words(changed))
             other = ("another reload took the place of this one", "", "See `nap-stream history`")
-            self._answer(self._beginning, Answer(Stage.REFUSED, self._source, error=other))
+            self._answer(self._beginning, Answer(Stage.OVERTAKEN, self._source, error=other))
             self._next, self._changes, self._beginning = found, changed, self._checking
             self._answer(self._beginning, Answer(Stage.REPLACING, self._source, changed))
         elif self._before is not None:
@@ -314,6 +360,8 @@ def await_answer(
         if answer is not None and answer.stage is not told:
             told = answer.stage
             on_answer(answer)
+            if told is Stage.OVERTAKEN:
+                raise ReloadError(*answer.error)
             if told is Stage.REFUSED:
                 problem, where, action = answer.error
                 raise ReloadError(f"the monitor goes on as before: {problem}", where, action)

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch, keys_stored_otherwise
 from nap_stream.drift.detectors import detection_plan
-from nap_stream.errors import ConfigError, LogRootError, NapStreamError
+from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.files import publish
 from nap_stream.kafka.client import TopicCounter, connect, require_topics, topics_read
 from nap_stream.kafka.offsets import committed_offsets, offsets_of
@@ -36,13 +37,15 @@ from nap_stream.records import PartitionOffsets
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
-from nap_stream.scored_log.summary import LogSummaries
+from nap_stream.scored_log.summary import LogEnds, LogSummaries
 from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
 from nap_stream.tracing import require_library
 
 WRITE_AGAIN_S = 10.0
 """How long a discovery file that could not be written is left alone."""
+STOPPED = RunResult(Ending.STOPPED, None, ())
+"""The end of a run that was stopped before it began."""
 
 
 def run_monitor(
@@ -69,12 +72,15 @@ def run_monitor(
     """
     setup = _preflight(settings)
     _begin(setup)
+    # Once for all runs: a reload loses no row of what is counted.
+    since = None if max_records is None else _log_ends(setup)
     cpus = settings.worker.at_least * (settings.worker.num_cpus or settings.worker.torch_threads)
     hangup = hangup or threading.Event()
     reloader = Reloader(
         setup,
         reread=reread or (lambda: settings),
         preflight=_preflight,
+        fingerprint=lambda before: load_calibration(before.calibration).fingerprint,
         source=source,
         hangup=hangup,
     )
@@ -90,10 +96,18 @@ def run_monitor(
             reloader.note(status)
             on_status(status)
 
+        run = partial(
+            _run_once,
+            limits=RunLimits(until_idle_s, max_records),
+            since=since,
+            is_own=is_own,
+            reloader=reloader,
+            stop=stop,
+            look=look,
+        )
         return follow_reloads(
             setup,
-            RunLimits(until_idle_s, max_records),
-            partial(_run_once, is_own=is_own, reloader=reloader, stop=stop, look=look),
+            run,
             reloader=reloader,
             stop=stop,
             make_way=lambda: wait_until_gone(settings.kafka.group_id, SystemClock()),
@@ -102,33 +116,41 @@ def run_monitor(
 
 def follow_reloads(
     setup: Setup,
-    limits: RunLimits,
-    run: Callable[[Setup, RunLimits], RunResult],
+    run: Callable[[Setup], RunResult],
     *,
     reloader: Reloader,
     stop: threading.Event,
     make_way: Callable[[], None],
 ) -> RunResult:
-    """Run by one setup after the other; give the end of the last one.
+    """Run by one setup after the other, until a run ends by itself or ``stop``; give its end.
 
     ``make_way`` is called between them.
 
     Raises:
-        NapStreamError: A run failed, and there is none before it to go back to.
+        Exception: What ended a run, where there is none before it to go back to.
     """
-    while True:
+    result, is_first = STOPPED, True
+    while not stop.is_set():
         try:
-            result = run(setup, limits)
-        except NapStreamError as error:
-            before = None if stop.is_set() else reloader.back(error)
+            if not is_first:
+                make_way()
+            is_first = False
+            result = run(setup)
+        except Exception as error:
+            before = None if stop.is_set() else reloader.back(error, stop)
             if before is None:
                 raise
             setup = before
         else:
-            if result.ending is not Ending.RELOAD or stop.is_set():
+            if result.ending is not Ending.RELOAD:
                 return result
-            setup, limits = reloader.take(), limits.after(result)
-        make_way()
+            setup = reloader.take()
+    return replace(result, ending=Ending.STOPPED)
+
+
+def _log_ends(setup: Setup) -> LogEnds:
+    store, fingerprint = store_at(setup.settings.log.root), setup.calibration.fingerprint
+    return LogSummaries(store, setup.settings, fingerprint).ends()
 
 
 def _begin(setup: Setup) -> None:
@@ -143,8 +165,9 @@ def _begin(setup: Setup) -> None:
 
 def _run_once(
     setup: Setup,
-    limits: RunLimits,
     *,
+    limits: RunLimits,
+    since: LogEnds | None,
     is_own: bool,
     reloader: Reloader,
     stop: threading.Event,
@@ -157,10 +180,8 @@ def _run_once(
     every_s = _count_every_s(settings, limits.until_idle_s)
     partitions = PartitionCount(topics, counter, every_s)
     with closing(counter), closing(partitions):
-        since = None
-        if limits.max_records is not None:
-            store = store_at(settings.log.root)
-            since = LogSummaries(store, settings, setup.calibration.fingerprint).ends()
+        if stop.is_set():
+            return STOPPED
         cluster = RayCluster(
             *(settings, setup.calibration, since),
             topics=topics,
@@ -183,13 +204,9 @@ def _run_once(
             clock=SystemClock(),
             on_status=look,
             reloads=reloader.look,
+            is_loading=lambda: reloader.is_loading,
         )
-        if reloader.is_loading:
-            # Images wait: workers load the model while the coordinator starts.
-            result = driver.run(stop, begin)
-        else:
-            begin()
-            result = driver.run(stop)
+        result = driver.run(stop, begin)
         log.info(
             "monitor_ended",
             ending=result.ending.value,

@@ -109,10 +109,15 @@ def changes(old: Setup, new: Setup) -> tuple[Change, ...]:
     ]
     files = [
         f"{key}, the file's content"
-        for key in old.files.keys() & new.files.keys()
-        if old.files[key] != new.files[key] and key not in names
+        for key in other_files(old.files, new.files)
+        if key not in names
     ]
-    return (*seen, *((name, NOT_SHOWN, NOT_SHOWN) for name in (*unseen, *sorted(files))))
+    return (*seen, *((name, NOT_SHOWN, NOT_SHOWN) for name in (*unseen, *files)))
+
+
+def other_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The keys of files whose content is another."""
+    return sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
 
 
 def file_digests(settings: Section) -> dict[str, str]:

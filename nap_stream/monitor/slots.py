@@ -56,6 +56,17 @@ class Slot:
         """Whether it has a process, and is not on its way out."""
         return self.handle is not None and self.leave_by is None and self.handle.placed()
 
+    def begin(self, handle: WorkerHandle, now: float) -> None:
+        """Have an incarnation in it."""
+        self.handle = handle
+        self.started_at = self.progress_at = self.report_at = now
+        self.progress = self.report_number = None
+
+    def plan_start(self, at: float) -> None:
+        """Have none, and another one from a moment on."""
+        self.handle, self.leave_by, self.start_after = None, None, at
+        self.incarnation += 1
+
 
 def keeps_its_place(slot: Slot) -> bool:
     """Whether it is at work, and its node stays."""

@@ -93,8 +93,10 @@ def test_the_command_says_what_changed_and_that_the_driver_reads_another_file(
     told: dict[str, Answer] = {}
     with ThreadPoolExecutor(1) as pool:
         pool.submit(answer)
-        ended = call(["reload", "--config", str(config)], monkeypatch, capfd)
-        over.set()
+        try:
+            ended = call(["reload", "--config", str(config)], monkeypatch, capfd)
+        finally:
+            over.set()
     assert ended.exit_code == 0, ended.err
     assert ended.out == (
         'in force since 1970-01-01 00:00:00 UTC:\n  worker.count: 1 → "\\x9bauto"\n'

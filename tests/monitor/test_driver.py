@@ -11,6 +11,7 @@ from nap_stream.drift.records import DriftSnapshot
 from nap_stream.errors import (
     BrokerError,
     BrokerUnavailableError,
+    DeviceMemoryError,
     GpuUnavailableError,
     WorkerError,
     WorkerGaveUpError,
@@ -179,7 +180,7 @@ def run(
             stop.set()
 
     driver = Driver(cluster, settings, limits, clock=cluster.clock, on_status=look)
-    return driver.run(stop)
+    return driver.run(stop, lambda: None)
 
 
 def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
@@ -205,13 +206,11 @@ def test_a_reload_ends_a_run_in_good_order_and_says_who_asked() -> None:
     )
     cluster.view = lambda _now: status(rows=4)
 
-    result = driver.run(threading.Event())
+    result = driver.run(threading.Event(), lambda: None)
 
     assert result.ending is Ending.RELOAD
     assert (cluster.input_ended, cluster.reason) == (False, "reload, asked for by ann@a")
     assert cluster.workers[0].stopped
-    assert RunLimits(max_records=10).after(result).max_records == 6
-    assert RunLimits(5.0).after(result) == RunLimits(5.0)
 
 
 def test_workers_can_be_started_before_the_coordinator_and_end_where_that_does_not_start() -> None:
@@ -229,7 +228,8 @@ def test_workers_can_be_started_before_the_coordinator_and_end_where_that_does_n
     with pytest.raises(WorkerError, match="did not start"):
         driver.run(stop, begin)
     assert seen == [["worker-0", "worker-1"]]
-    assert all(worker.stopped for worker in cluster.workers)
+    assert all(worker.killed for worker in cluster.workers)
+    assert cluster.clock.monotonic() == 0, "nobody was waited for"
     assert cluster.reason == "failed: WorkerError"
 
     begun = FakeCluster(ManualClock(), [FakeWorker()])
@@ -238,6 +238,64 @@ def test_workers_can_be_started_before_the_coordinator_and_end_where_that_does_n
     )
     assert driver.run(stop, lambda: None).ending is Ending.STOPPED
     assert len(begun.started) == 1
+
+
+def loads(cluster: FakeCluster) -> None:
+    """Run what another run can take the place of."""
+    driver = Driver(
+        *(cluster, SETTINGS.model_copy(update={"max_restarts": 20}), FOREVER),
+        clock=cluster.clock,
+        on_status=lambda _status: None,
+        is_loading=lambda: True,
+    )
+    driver.run(threading.Event(), lambda: None)
+
+
+def test_what_fails_while_it_loads_fails_soon() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(DeviceMemoryError("no room"))] * 21)
+    with pytest.raises(WorkerGaveUpError, match="failed 3 times in a row"):
+        loads(cluster)
+    assert cluster.clock.monotonic() < 10
+    with pytest.raises(WorkerGaveUpError, match="died 3 times in a row"):
+        loads(FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(1, 2, 3, 4, 5)))
+
+
+def test_one_deadline_is_that_of_all_that_loads() -> None:
+    """Workers that hang one after the other, and one that comes late, take no longer."""
+    for worker in (FakeWorker(), FakeWorker(is_placed=False)):
+        cluster = FakeCluster(ManualClock(), [worker] * 3, may_wait=not worker.is_placed)
+        with pytest.raises(WorkerGaveUpError, match=r"within driver.start_timeout_s, 100 s"):
+            loads(cluster)
+        patience_s = SETTINGS.start_timeout_s + SETTINGS.shutdown_deadline_s
+        assert cluster.clock.monotonic() <= patience_s + LOOK_EVERY_S
+
+
+def test_a_stop_that_comes_while_workers_leave_for_a_reload_is_why_the_run_ended() -> None:
+    cluster, stop = FakeCluster(ManualClock(), [FakeWorker()]), threading.Event()
+
+    def obey() -> None:
+        stop.set()
+        cluster.workers[0].stopped = True
+
+    cluster.workers[0].stop = obey  # type: ignore[method-assign]
+    driver = Driver(
+        *(cluster, SETTINGS, FOREVER),
+        clock=cluster.clock,
+        on_status=lambda _status: None,
+        reloads=lambda: "ann@a",
+    )
+    assert driver.run(stop, lambda: None).ending is Ending.STOPPED
+    assert cluster.reason == "stopped"
+
+
+def test_a_run_that_is_stopped_before_it_begins_starts_nothing() -> None:
+    cluster, stop = FakeCluster(ManualClock(), []), threading.Event()
+    stop.set()
+    driver = Driver(
+        *(cluster, SETTINGS, FOREVER), clock=cluster.clock, on_status=lambda _status: None
+    )
+    assert driver.run(stop, lambda: pytest.fail("it began")).ending is Ending.STOPPED
+    assert (cluster.started, cluster.reason) == ([], "stopped")
 
 
 def test_a_stop_comes_before_a_reload() -> None:
@@ -249,7 +307,7 @@ def test_a_stop_comes_before_a_reload() -> None:
         on_status=lambda _status: None,
         reloads=lambda: "ann@a",
     )
-    assert driver.run(stop).ending is Ending.STOPPED
+    assert driver.run(stop, lambda: None).ending is Ending.STOPPED
 
 
 def test_the_coordinator_ticks_before_each_look_and_not_when_it_is_only_asked() -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +14,7 @@ from nap_stream.errors import (
     ConfigError,
     FingerprintMismatchError,
     ReloadError,
+    ScoredLogError,
     WorkerGaveUpError,
 )
 from nap_stream.monitor.reload import (
@@ -26,12 +28,12 @@ from nap_stream.monitor.reload import (
     Stage,
     await_answer,
 )
-from nap_stream.monitor.setup import Setup
+from nap_stream.monitor.setup import Setup, file_digests
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.settings.schema import Settings
 from tests.monitor.test_driver import report, status
 from tests.support.summaries import FACTS, settings
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 def defect(_setup: Setup) -> None:
@@ -66,22 +68,37 @@ class Run:
     """A driver's reloader, beside a run; ``now`` is what the file says."""
 
     now: Settings = OLD
+    first: Settings = OLD
     cluster: FakeCluster = field(default_factory=FakeCluster)
     hangup: threading.Event = field(default_factory=threading.Event)
     fingerprint: str = FACTS.fingerprint
+    away: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.reloader = Reloader(
-            self.preflight(OLD),
+            self.preflight(self.first),
             reread=lambda: self.now,
             preflight=self.preflight,
+            fingerprint=self.read_fingerprint,
             source="x.yaml",
             hangup=self.hangup,
+            retry_s=0,
         )
         self.reloader.follow(self.cluster)
 
     def preflight(self, given: Settings) -> Setup:
-        return Setup(given, replace(FACTS, fingerprint=self.fingerprint), (), {})
+        calibration = replace(FACTS, fingerprint=self.fingerprint)
+        return Setup(given, calibration, (), file_digests(given))
+
+    def read_fingerprint(self, _settings: Settings) -> str:
+        if self.away:
+            self.away -= 1
+            raise ScoredLogError("no store answers")
+        return self.fingerprint
+
+    def back(self) -> Setup | None:
+        return self.reloader.back(GONE_WRONG, self.stop)
 
     def ask(self, request: ReloadRequest) -> Stage | None:
         """What the one who asks is told now."""
@@ -190,7 +207,7 @@ def test_who_asks_while_another_is_checked_has_a_check_of_their_own() -> None:
 
     run = Run(now=NEW, cluster=FakeCluster(slow))
     run.look_until(ANN, Stage.CHECKING)
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE_S)
     run.look_until(BOB, Stage.ASKED)
     later = run.now = settings(drift={"window_records": 60})
     go_on.set()
@@ -241,13 +258,13 @@ def test_a_run_by_new_settings_that_fails_gives_way_to_the_one_of_before() -> No
     run = Run(now=NEW)
     run.look_until(ANN, Stage.REPLACING)
     run.begin_other()
-    back = run.reloader.back(GONE_WRONG)
+    back = run.back()
     assert back is not None
     assert back.settings == OLD
     answer = told_to(run, ANN)
     assert answer.stage is Stage.REFUSED
     assert "the worker failed 21 times in a row" in answer.error[0]
-    assert run.reloader.back(GONE_WRONG) is None, "it was in force"
+    assert run.back() is None, "it was in force"
 
 
 def test_settings_that_mend_others_that_fail_leave_the_way_back_to_what_was_in_force() -> None:
@@ -256,9 +273,9 @@ def test_settings_that_mend_others_that_fail_leave_the_way_back_to_what_was_in_f
     run.begin_other()
     run.now = settings(drift={"window_records": 60})
     run.look_until(BOB, Stage.REPLACING)
-    assert run.ask(ANN) is Stage.REFUSED
+    assert run.ask(ANN) is Stage.OVERTAKEN
     run.begin_other()
-    back = run.reloader.back(GONE_WRONG)
+    back = run.back()
     assert back is not None
     assert back.settings == OLD
 
@@ -268,23 +285,71 @@ def test_a_run_that_was_in_force_does_not_give_way() -> None:
     run.look_until(ANN, Stage.REPLACING)
     run.begin_other()
     run.reloader.note(working())
-    assert run.reloader.back(GONE_WRONG) is None
+    assert run.back() is None
 
 
-@pytest.mark.parametrize("fault", ["overwritten", "away"])
-def test_what_was_in_force_and_cannot_be_had_any_more_is_not_gone_back_to(fault: str) -> None:
+def begin_new() -> Run:
     run = Run(now=NEW)
     run.look_until(ANN, Stage.REPLACING)
     run.begin_other()
-    if fault == "overwritten":
-        run.fingerprint = "d" * 64
-    else:
+    return run
 
-        def away(_settings: Settings) -> Setup:
-            raise BrokerUnavailableError("no broker answers")
 
-        run.reloader._preflight = away
-    assert run.reloader.back(GONE_WRONG) is None
+def test_a_calibration_that_was_overwritten_is_not_gone_back_to() -> None:
+    run = begin_new()
+    run.fingerprint = "d" * 64
+    assert run.back() is None
+
+
+def test_what_is_away_is_waited_for_until_somebody_stops_the_run() -> None:
+    run = begin_new()
+    run.away = 3
+    back = run.back()
+    assert back is not None
+    assert back.settings == OLD
+    run = begin_new()
+    run.away = 3
+    run.stop.set()
+    assert run.back() is None
+    assert run.away == 2
+
+
+def test_the_way_back_needs_no_broker() -> None:
+    run = begin_new()
+
+    def away(_settings: Settings) -> Setup:
+        raise BrokerUnavailableError("no broker answers")
+
+    run.reloader._preflight = away
+    assert run.back() is not None
+
+
+def test_a_file_that_was_overwritten_meanwhile_is_told_on_the_way_back(tmp_path: Path) -> None:
+    certificate = tmp_path / "ca.pem"
+    certificate.write_text("old")
+    run = Run(now=NEW, first=settings(kafka={"ssl_cafile": certificate}))
+    run.look_until(ANN, Stage.REPLACING)
+    run.begin_other()
+    certificate.write_text("new")
+    with capture_logs() as events:
+        assert run.back() is not None
+    told = [e["files"] for e in events if e["event"] == "files_of_before_were_changed"]
+    assert told == [["kafka.ssl_cafile"]]
+
+
+def test_where_a_later_reload_is_to_begin_that_is_what_follows_one_that_fails() -> None:
+    """And whoever asked for it is told no other word."""
+    run = begin_new()
+    run.now = settings(drift={"window_records": 60})
+    run.look_until(BOB, Stage.REPLACING)
+    following = run.back()
+    assert following is not None
+    assert following.settings == run.now
+    assert told_to(run, BOB).stage is Stage.LOADING
+    back = run.back()
+    assert back is not None
+    assert back.settings == OLD
+    assert told_to(run, BOB).stage is Stage.REFUSED
 
 
 def test_who_asks_is_one_line_and_answers_are_not_kept_for_ever() -> None:
@@ -343,6 +408,13 @@ def test_a_refusal_is_an_error_that_says_why() -> None:
         waiting(CHECKING, refused)
     assert (caught.value.where, caught.value.action) == ("x.yaml", "Make it small")
     assert not isinstance(caught.value, ConfigError), "that would be a mistake in the call"
+
+
+def test_who_is_overtaken_is_not_told_that_nothing_has_changed() -> None:
+    other = ("another reload took the place of this one", "", "See `nap-stream history`")
+    with pytest.raises(ReloadError, match=r"^another reload took") as caught:
+        waiting(CHECKING, Answer(Stage.OVERTAKEN, "x.yaml", error=other))
+    assert caught.value.action == other[2]
 
 
 def test_without_an_answer_the_wait_ends() -> None:

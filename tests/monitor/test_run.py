@@ -11,8 +11,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import LogRootError, NapStreamError, OffsetRangeError, WorkerGaveUpError
-from nap_stream.monitor.driver import Ending, RunLimits, RunResult
+from nap_stream.errors import (
+    BrokerUnavailableError,
+    LogRootError,
+    OffsetRangeError,
+    WorkerError,
+    WorkerGaveUpError,
+)
+from nap_stream.monitor.driver import Ending, RunResult
 from nap_stream.monitor.reload import Stage
 from nap_stream.monitor.run import begin_chains, follow_reloads, scrape_target
 from nap_stream.monitor.setup import Setup
@@ -142,39 +148,63 @@ def test_a_topic_that_was_added_begins_where_it_does_now() -> None:
 class Runs:
     """What `follow_reloads` is given: runs that end, or fail, one after the other."""
 
-    def __init__(self, *ends: Ending | NapStreamError) -> None:
+    def __init__(self, *ends: Ending | Exception) -> None:
         self.ends, self.seen = list(ends), list[str]()
         self.of, self.stop = Run(now=NEW), threading.Event()
+        self.in_the_way: list[Exception] = []
 
-    def __call__(self, setup: Setup, limits: RunLimits) -> RunResult:
-        name = "new" if setup.settings == NEW else "old"
-        self.seen.append(f"{name}, {limits.max_records} left")
+    def __call__(self, setup: Setup) -> RunResult:
+        self.seen.append("new" if setup.settings == NEW else "old")
         end = self.ends.pop(0)
-        if isinstance(end, NapStreamError):
+        if isinstance(end, Exception):
             raise end
         if end is Ending.RELOAD:
             self.of.look_until(ANN, Stage.REPLACING)
         return RunResult(end, status(rows=4), ())
 
     def follow(self) -> RunResult:
+        def make_way() -> None:
+            self.seen.append("way")
+            if self.in_the_way:
+                raise self.in_the_way.pop(0)
+
         return follow_reloads(
-            *(self.of.preflight(OLD), RunLimits(max_records=10), self),
+            *(self.of.preflight(OLD), self),
             reloader=self.of.reloader,
             stop=self.stop,
-            make_way=lambda: self.seen.append("way"),
+            make_way=make_way,
         )
 
 
-def test_a_reload_is_followed_by_a_run_that_goes_on_with_its_limits() -> None:
+def test_a_reload_is_followed_by_another_run() -> None:
     runs = Runs(Ending.RELOAD, Ending.ENOUGH_RECORDS)
     assert runs.follow().ending is Ending.ENOUGH_RECORDS
-    assert runs.seen == ["old, 10 left", "way", "new, 6 left"]
+    assert runs.seen == ["old", "way", "new"]
 
 
-def test_a_run_by_new_settings_that_fails_is_followed_by_one_by_those_of_before() -> None:
-    runs = Runs(Ending.RELOAD, WorkerGaveUpError("it failed"), Ending.STOPPED)
+@pytest.mark.parametrize("error", [WorkerGaveUpError("it failed"), RuntimeError("of Ray")])
+def test_a_run_by_new_settings_that_fails_is_followed_by_one_by_those_of_before(
+    error: Exception,
+) -> None:
+    runs = Runs(Ending.RELOAD, error, Ending.STOPPED)
     assert runs.follow().ending is Ending.STOPPED
-    assert runs.seen == ["old, 10 left", "way", "new, 6 left", "way", "old, 6 left"]
+    assert runs.seen == ["old", "way", "new", "way", "old"]
+
+
+def test_what_is_away_for_a_while_ends_no_monitor_on_its_way_back() -> None:
+    away = BrokerUnavailableError("no broker answers")
+    runs = Runs(Ending.RELOAD, away, away, away, Ending.STOPPED)
+    runs.of.away = 2
+    assert runs.follow().ending is Ending.STOPPED
+    assert runs.seen == ["old", "way", "new", *["way", "old"] * 3]
+    assert runs.of.away == 0, "and so was the calibration"
+
+
+def test_a_coordinator_that_does_not_go_keeps_nobody_from_the_way_back() -> None:
+    runs = Runs(Ending.RELOAD, Ending.STOPPED)
+    runs.in_the_way = [WorkerError("still there"), WorkerError("still there")]
+    assert runs.follow().ending is Ending.STOPPED
+    assert runs.seen == ["old", "way", "way", "way", "old"]
 
 
 def test_a_run_that_fails_by_itself_is_the_end() -> None:
@@ -188,8 +218,27 @@ def test_a_run_that_fails_by_itself_is_the_end() -> None:
 
 def test_a_stop_that_comes_during_a_reload_is_the_end() -> None:
     runs = Runs(Ending.RELOAD)
+    end = runs.__call__
+
+    def stopped(setup: Setup) -> RunResult:
+        result = end(setup)
+        runs.stop.set()
+        return result
+
+    result = follow_reloads(
+        *(runs.of.preflight(OLD), stopped),
+        reloader=runs.of.reloader,
+        stop=runs.stop,
+        make_way=lambda: pytest.fail("nothing follows"),
+    )
+    assert (result.ending, runs.seen) == (Ending.STOPPED, ["old"])
+    assert result.status is not None
+
+
+def test_a_stop_that_comes_before_a_run_is_the_end() -> None:
+    runs = Runs()
     runs.stop.set()
-    assert runs.follow().ending is Ending.RELOAD
+    assert runs.follow().ending is Ending.STOPPED
 
 
 def test_prometheus_is_told_where_the_coordinator_is_and_when_there_is_none(
