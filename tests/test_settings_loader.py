@@ -11,6 +11,7 @@ from nap_stream.settings.load import (
     load_model_settings,
     load_settings,
     masked_yaml,
+    place_of,
 )
 from nap_stream.settings.log import hidden_keys
 
@@ -54,6 +55,28 @@ def test_minimal_file_with_paths_from_its_own_folder(write: Write, tmp_path: Pat
     assert settings.calibration == tmp_path / "calibration"
     assert settings.model.python_path == (tmp_path,)
     assert settings.worker.count == 1
+
+
+def test_a_link_is_followed_but_not_to_what_an_update_of_a_volume_deletes(tmp_path: Path) -> None:
+    """As kubelet lays out a ConfigMap: a link for each file, by one that is swapped."""
+    tree = MINIMAL.replace("calibration: calibration", f"calibration: {tmp_path}")
+    for number in range(2):
+        (tmp_path / f"..2026_{number}").mkdir()
+        (tmp_path / f"..2026_{number}" / "monitor.yaml").write_text(f"{tree}# {number}\n")
+    data, config = tmp_path / "..data", tmp_path / "monitor.yaml"
+    data.symlink_to("..2026_0")
+    config.symlink_to("..data/monitor.yaml")
+    before, place = load_settings(config, {}), place_of(config)
+    data.unlink()
+    data.symlink_to("..2026_1")
+    assert (load_settings(config, {}), place_of(config)) == (before, place)
+    assert (place, before.model.python_path) == (config, (tmp_path,))
+
+    other = tmp_path / "elsewhere" / "link.yaml"
+    other.parent.mkdir()
+    other.symlink_to(tmp_path / "..2026_1" / "monitor.yaml")
+    assert place_of(other) == tmp_path / "..2026_1" / "monitor.yaml"
+    assert load_settings(other, {}).log.root == tmp_path / "..2026_1" / "scored-log"
 
 
 def test_environment_wins_over_the_file(write: Write) -> None:

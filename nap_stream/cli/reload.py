@@ -11,8 +11,8 @@ from rich.console import Console
 
 from nap_stream.cli.options import tell
 from nap_stream.clock import SystemClock
-from nap_stream.fetched import is_address, shown
-from nap_stream.settings.load import load_kafka_settings
+from nap_stream.fetched import shown
+from nap_stream.settings.load import load_kafka_settings, place_of
 from nap_stream.text import moment, printable, rfc3339
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def reload(
       kill -HUP PID          # the same, for a run that has started Ray by itself; its log answers
     """
     group, told = load_kafka_settings(config).group_id, False
-    given = shown(config if is_address(config) else config.resolve())
+    given = shown(place_of(config))
     waits = {
         "asked": "waiting for the driver",
         "checking": "checking settings, calibration and model",

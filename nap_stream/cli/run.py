@@ -12,8 +12,13 @@ from rich.text import Text
 from nap_stream.cli.images import images_table
 from nap_stream.cli.options import ConfigOption, show_warnings
 from nap_stream.errors import BrokerError, WorkerError
-from nap_stream.fetched import is_address, shown
-from nap_stream.settings.load import load_settings, load_uncalibrated_settings, masked_yaml
+from nap_stream.fetched import shown
+from nap_stream.settings.load import (
+    load_settings,
+    load_uncalibrated_settings,
+    masked_yaml,
+    place_of,
+)
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
@@ -77,7 +82,7 @@ def run(
                 on_status=show,
                 hangup=hangup,
                 reread=lambda: load_settings(config),
-                source=shown(config if is_address(config) else config.resolve()),
+                source=shown(place_of(config)),
             )
     if result.status is not None:
         # A drift alert that did not fire says nothing of what could not be read.

@@ -125,6 +125,18 @@ def load_alert_settings(path: Path, environ: Mapping[str, str] | None = None) ->
     return _validate(AlertSettings, _section(_whole_tree(path, environ), "alerts"), path)
 
 
+def place_of(path: Path) -> Path:
+    """Where a configuration stands, its folder resolved; an address as it is.
+
+    A link is followed, as relative paths are meant from where the file is. Not one of a volume of
+    Kubernetes: each update leads it, by ``..data``, to another folder, and deletes the one before.
+    """
+    if is_address(path):
+        return path
+    is_volume = (path.parent / "..data").is_symlink()
+    return path.parent.resolve() / path.name if is_volume else path.resolve()
+
+
 def masked_yaml(settings: Settings) -> str:
     """The settings in force as YAML, secrets and the path of the webhook's address masked.
 
@@ -285,7 +297,7 @@ def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -
 
 
 def _validate(model: type[SettingsT], tree: _Tree, path: Path) -> SettingsT:
-    folder = (path if is_address(path) else path.resolve()).parent
+    folder = place_of(path).parent
     try:
         return model.model_validate(tree.values, context={"folder": folder})
     except ValidationError as error:
