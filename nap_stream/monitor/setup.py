@@ -30,8 +30,20 @@ FIXED = {
     "metrics.discovery_file": "whoever watches would lose sight of it",
 }
 """What makes a monitor the one that it is, and why: another takes a stop and a start."""
+READ_ANEW = frozenset(
+    {
+        "kafka.oauth.client_secret_file",
+        "messages.registry.password_file",
+        "messages.registry.bearer_token_file",
+        "alerts.webhook.bearer_token_file",
+        "log.checkpoints.key_file",
+        "tracing.bearer_token_file",
+    }
+)
+"""Files that are read for each use: another content is in force without a reload."""
+WRITTEN = frozenset({"metrics.discovery_file"})
 MAX_FILE_BYTES = 2**20
-"""Of a file that settings name, for its content to be compared. Fingerprints cover larger ones."""
+"""Of a file that settings name, for its content to be compared; of larger ones, size and time."""
 NOT_SHOWN = "(not shown)"
 
 Change = tuple[str, str, str]
@@ -110,30 +122,44 @@ def changes(old: Setup, new: Setup) -> tuple[Change, ...]:
     files = [
         f"{key}, the file's content"
         for key in other_files(old.files, new.files)
-        if key not in names
+        if not any(key == name or key.startswith(f"{name}.") for name in names)
     ]
     return (*seen, *((name, NOT_SHOWN, NOT_SHOWN) for name in (*unseen, *files)))
 
 
 def other_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The keys of files whose content is another."""
-    return sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+    """The keys of files whose content is another, or that were there only before, or are now."""
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def of_model(changed: Sequence[Change]) -> bool:
+    """Whether another model may be loaded by what was changed, or by another calibration."""
+    return any(name.startswith(("model", "calibration")) for name, _, _ in changed)
 
 
 def file_digests(settings: Section) -> dict[str, str]:
     """SHA-256, in hexadecimal, of the small files that settings name, by key.
 
-    Those that cannot be read are left out, and so is what the program itself writes.
+    Of larger ones, such as weights, size and time stand for it. Those that cannot be read are left
+    out, and so is what is read for each use and what the program itself writes.
     """
     found = {}
     for key, path in _paths(settings, ""):
+        if key in READ_ANEW or key in WRITTEN:
+            continue
         try:
-            if path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
-                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.is_file():
+                found[key] = _content(path)
         except OSError:
             continue
-    found.pop("metrics.discovery_file", None)
     return found
+
+
+def _content(path: Path) -> str:
+    about = path.stat()
+    if about.st_size > MAX_FILE_BYTES:
+        return f"{about.st_size} bytes of {about.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def change_words(changed: Sequence[Change]) -> list[str]:

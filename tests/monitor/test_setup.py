@@ -15,6 +15,7 @@ from nap_stream.monitor.setup import (
     changes,
     clouds_of,
     file_digests,
+    of_model,
     require_same_monitor,
 )
 from tests.support.summaries import FACTS, settings
@@ -91,10 +92,48 @@ def test_another_content_of_a_file_that_settings_name_is_a_change(tmp_path: Path
         "metrics": {"discovery_file": path},
     }
     old = setup(**sections)
-    assert old.files.keys() == {"kafka.ssl_cafile"}
+    assert old.files.keys() == {"kafka.ssl_cafile", "kafka.ssl_certfile"}
+    assert changes(old, setup(**sections)) == ()
     path.write_text("second")
-    told = ("kafka.ssl_cafile, the file's content", NOT_SHOWN, NOT_SHOWN)
-    assert changes(old, setup(**sections)) == (told,)
+    large.write_bytes(bytes(MAX_FILE_BYTES + 2))
+    told = tuple(
+        (f"kafka.ssl_{name}, the file's content", NOT_SHOWN, NOT_SHOWN)
+        for name in ("cafile", "certfile")
+    )
+    assert changes(old, setup(**sections)) == told
+
+
+def test_a_file_that_is_there_only_now_is_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.touch()
+    made = settings(kafka={"ssl_cafile": path})
+    path.unlink()
+    old = Setup(made, FACTS, (), file_digests(made))
+    path.touch()
+    new = Setup(made, FACTS, (), file_digests(made))
+    told = (("kafka.ssl_cafile, the file's content", NOT_SHOWN, NOT_SHOWN),)
+    assert changes(old, new) == changes(new, old) == told
+    assert changes(setup(), new) == (("kafka.ssl_cafile", "null", f'"{path}"'),)
+
+
+def test_a_file_that_is_read_for_each_use_is_no_change(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    sections: dict[str, Any] = {
+        "alerts": {"webhook": {"url": "https://a.example", "bearer_token_file": token}},
+        "tracing": {"endpoint": "https://a.example/v1/traces", "bearer_token_file": token},
+    }
+    old = setup(**sections)
+    token.write_text("second")
+    assert changes(old, setup(**sections)) == ()
+
+
+def test_what_model_is_loaded_follows_from_its_settings_and_the_calibration() -> None:
+    new = setup(drift={"window_records": 50}, worker={"count": "auto"})
+    assert not of_model(changes(setup(), new))
+    assert of_model(changes(setup(), replace(new, calibration=replace(FACTS, fingerprint="d"))))
+    assert of_model(changes(setup(), setup(model={"precision": "float16"})))
+    assert of_model(changes(replace(setup(), files={"model.weights": "1"}), setup()))
 
 
 OTHERS: dict[str, Any] = {
