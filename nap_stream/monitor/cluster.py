@@ -270,10 +270,11 @@ class RayCluster:
         """Have the chain of events say that a reload was refused; returns at once."""
         self._coordinator.reload_refused.remote(by, failed_words(error))
 
-    def require_startable(self, setup: Setup) -> None:
+    def require_startable(self, setup: Setup, *, with_model: bool) -> None:
         """Refuse what a run by these settings would be refused for here, once this one has ended.
 
-        The model is loaded where a worker runs, in a process of its own, on its CPU.
+        With ``with_model``, the model is loaded where a worker runs, in a process of its own, on
+        its CPU.
 
         Raises:
             NapStreamError: What is wrong.
@@ -282,6 +283,10 @@ class RayCluster:
         require_room(settings.worker, _needs(settings, is_own=self._is_own), self._watch.nodes)
         topics = {one.partition.topic for one in setup.offsets}
         require_no_clash(claims(settings, topics or (settings.kafka.topic,)), self._name)
+        if with_model:
+            self._require_model(settings)
+
+    def _require_model(self, settings: Settings) -> None:
         node = self._newest.node if self._newest is not None and self._newest.placed() else UNKNOWN
         if node == UNKNOWN:
             node = ray.get_runtime_context().get_node_id()

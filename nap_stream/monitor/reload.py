@@ -21,6 +21,7 @@ from nap_stream.monitor.setup import (
     change_words,
     changes,
     file_digests,
+    of_model,
     other_files,
     require_same_monitor,
 )
@@ -107,8 +108,11 @@ class Counterpart(Protocol):
     def exchange(self, answers: Mapping[str, Answer]) -> Sequence[ReloadRequest]:
         """Take answers to those who asked, give new requests; returns at once."""
 
-    def require_startable(self, setup: Setup) -> None:
-        """Raise where a run by this could not start, as far as can be told. Takes its time."""
+    def require_startable(self, setup: Setup, *, with_model: bool) -> None:
+        """Raise where a run by this could not start, as far as can be told. Takes its time.
+
+        ``with_model`` is whether the model is to be loaded for it.
+        """
 
     def reload_refused(self, by: str, error: BaseException) -> None:
         """Have it written that a reload was refused; returns at once."""
@@ -282,7 +286,8 @@ class Reloader:
         settings = self._reread()
         require_same_monitor(self._running.settings, settings, self._source)
         found = self._preflight(settings)
-        self._cluster.require_startable(found)
+        if changed := changes(self._running, found):
+            self._cluster.require_startable(found, with_model=of_model(changed))
         return found
 
     def _conclude(self, check: Future[Setup]) -> None:

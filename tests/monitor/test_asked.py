@@ -117,10 +117,13 @@ def test_what_could_not_start_is_refused_beside_the_run(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     with pytest.raises(WorkerError, match="workers need 5 CPUs"):
-        cluster.require_startable(Setup(of_group("asked", count=5), FACTS, (), {}))
+        cluster.require_startable(
+            Setup(of_group("asked", count=5), FACTS, (), {}), with_model=False
+        )
     gone = of_group("asked").model_copy(update={"calibration": tmp_path / "gone"})
     with pytest.raises(CalibrationError, match="there is no calibration"):
-        cluster.require_startable(Setup(gone, FACTS, (), {}))
+        cluster.require_startable(Setup(gone, FACTS, (), {}), with_model=True)
+    cluster.require_startable(Setup(gone, FACTS, (), {}), with_model=False)
 
 
 @pytest.mark.usefixtures("cluster")

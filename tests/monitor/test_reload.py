@@ -52,11 +52,13 @@ class FakeCluster:
     refuse: Callable[[Setup], None] = lambda _setup: None
     mailbox: Mailbox = field(default_factory=Mailbox)
     refusals: list[tuple[str, BaseException]] = field(default_factory=list)
+    with_model: bool | None = None
 
     def exchange(self, answers: Mapping[str, Answer]) -> Sequence[ReloadRequest]:
         return self.mailbox.exchange(answers)
 
-    def require_startable(self, setup: Setup) -> None:
+    def require_startable(self, setup: Setup, *, with_model: bool) -> None:
+        self.with_model = with_model
         self.refuse(setup)
 
     def reload_refused(self, by: str, error: BaseException) -> None:
@@ -159,12 +161,23 @@ def test_where_nothing_differs_nothing_is_done() -> None:
     run.reloader.note(working(started_ms=5))
     assert run.look_until(ANN, Stage.UNCHANGED) == Answer(Stage.UNCHANGED, "x.yaml", since_ms=5)
     assert run.reloader.look() is None
+    assert run.cluster.with_model is None, "nothing was tried on the cluster"
+
+
+@pytest.mark.parametrize(
+    ("now", "with_model"), [(NEW, False), (settings(model={"precision": "float16"}), True)]
+)
+def test_the_model_is_loaded_only_where_another_one_may_be(now: Settings, with_model: bool) -> None:
+    run = Run(now=now)
+    run.look_until(ANN, Stage.REPLACING)
+    assert run.cluster.with_model is with_model
 
 
 def test_another_calibration_at_the_same_place_is_a_change() -> None:
     run = Run()
     run.fingerprint = "d" * 64
     (change,) = run.look_until(ANN, Stage.REPLACING).changes
+    assert run.cluster.with_model
     assert change[0] == "calibration_fingerprint"
 
 
