@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from nap_stream.cli.options import tell
+from nap_stream.cli.options import show_warnings, tell
 from nap_stream.clock import SystemClock
 from nap_stream.fetched import shown
 from nap_stream.settings.load import load_kafka_settings, place_of
 from nap_stream.text import moment, printable, rfc3339
 
 if TYPE_CHECKING:
-    from nap_stream.monitor.reload import Answer
+    from nap_stream.monitor.mailbox import Answer
 
 
 def reload(
@@ -67,6 +67,7 @@ def reload(
             if not told and answer.source != given:
                 tell(f"the driver reads {answer.source} again, not {given}")
             told = True
+            show_warnings(answer.warnings, console)
             if answer.stage.value in waits:
                 status.update(waits[answer.stage.value])
                 if not console.is_terminal:

@@ -19,7 +19,7 @@ from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import Journal, failed_words
-from nap_stream.monitor.reload import Answer, Mailbox, ReloadRequest
+from nap_stream.monitor.mailbox import Answer, Mailbox, ReloadRequest
 from nap_stream.monitor.session import Claims, TopicClaims, brief
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import adopt_store_environment, configure_logging

@@ -18,7 +18,7 @@ from nap_stream.files import full_disk
 from nap_stream.monitor.actors import CoordinatorActor, WorkerActor, check_model
 from nap_stream.monitor.fleet import Fleet, Needs, PartitionCount, gpu_room, require_room, wanted
 from nap_stream.monitor.journal import failed_words
-from nap_stream.monitor.reload import Answer, ReloadRequest
+from nap_stream.monitor.mailbox import Answer, ReloadRequest
 from nap_stream.monitor.session import (
     ANSWER_S,
     NAMESPACE,

@@ -1,23 +1,23 @@
 """Other settings, calibration or model for a monitor that runs: asked for, checked, told.
 
-Whoever asks leaves a request with the coordinator, whose driver looks there, and waits for the
-answer there. Knows no Ray: `nap_stream.monitor.session` finds the coordinator.
+Knows no Ray: `nap_stream.monitor.cluster` has the coordinator where requests wait.
 """
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import NapStreamError, ReloadError
+from nap_stream.monitor.mailbox import KEPT, OVER, Answer, ReloadRequest, Stage
 from nap_stream.monitor.setup import (
     Change,
     Setup,
+    begins_anew,
     change_words,
     changes,
     file_digests,
@@ -27,79 +27,12 @@ from nap_stream.monitor.setup import (
 )
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.settings.schema import Settings
-from nap_stream.text import bounded, described, one_line
+from nap_stream.text import described, json_text, one_line
 
+CHECK_MARGIN_S = 120.0
+"""Of a check, for all but the model, which has driver.start_timeout_s."""
 RETRY_S = 5.0
 """How long what is away is left alone on the way back to what was in force."""
-KEPT = 32
-"""Answers, for those who have not heard them yet."""
-POLL_S = 0.5
-SEEN_WITHIN_S = 3.0
-"""So long a monitor may be away when it is first looked for: it may just be replaced."""
-BACK_WITHIN_S = 30.0
-"""And so long later, before it is said to have ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadRequest:
-    """That somebody wants the settings read again: an id of its own, and who."""
-
-    id: str
-    by: str
-
-
-class Stage(StrEnum):
-    """How far a reload is."""
-
-    ASKED = "asked"
-    CHECKING = "checking"
-    REPLACING = "replacing"
-    LOADING = "loading"
-    IN_FORCE = "in force"
-    UNCHANGED = "unchanged"
-    REFUSED = "refused"
-    OVERTAKEN = "overtaken"
-    """A reload that somebody asked for later took the place of the run that began."""
-
-
-OVER = frozenset({Stage.IN_FORCE, Stage.UNCHANGED, Stage.REFUSED, Stage.OVERTAKEN})
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a request. ``source`` is the configuration that the driver reads.
-
-    ``since_ms`` is when what is in force began, milliseconds since the epoch. ``error`` has the
-    arguments of a `NapStreamError`.
-    """
-
-    stage: Stage
-    source: str
-    changes: tuple[Change, ...] = ()
-    since_ms: int | None = None
-    error: tuple[str, str, str] = ("", "", "")
-
-
-class Mailbox:
-    """Where requests wait for the driver, and answers for those who asked. For one thread."""
-
-    def __init__(self) -> None:
-        self._asked: dict[str, ReloadRequest] = {}
-        self._answers: Mapping[str, Answer] = {}
-
-    def ask(self, request: ReloadRequest) -> Answer | None:
-        """Leave a request, unless it was; give the answer so far, None before the driver looks."""
-        answer = self._answers.get(request.id)
-        if answer is None:
-            self._asked[request.id] = request
-        return answer
-
-    def exchange(self, answers: Mapping[str, Answer]) -> tuple[ReloadRequest, ...]:
-        """Take the driver's answers, and give it what it has not answered."""
-        self._answers = answers
-        for known in self._asked.keys() & answers.keys():
-            del self._asked[known]
-        return tuple(self._asked.values())
 
 
 class Counterpart(Protocol):
@@ -144,6 +77,7 @@ class Reloader:
         fingerprint: Callable[[Settings], str],
         source: str,
         hangup: threading.Event,
+        clock: Clock,
         retry_s: float = RETRY_S,
     ) -> None:
         self._running, self._source, self._hangup = setup, source, hangup
@@ -156,6 +90,7 @@ class Reloader:
         self._checking: list[ReloadRequest] = []
         self._beginning: list[ReloadRequest] = []
         self._check: Future[Setup] | None = None
+        self._clock, self._check_by = clock, Deadline(clock, 0)
         self._next: Setup | None = None
         self._changes: tuple[Change, ...] = ()
         self._before: Setup | None = None
@@ -163,6 +98,7 @@ class Reloader:
         self._returns, self._retry_s = False, retry_s
         """Whether what was in force last begins again."""
         self._since_ms: int | None = None
+        self._firing = 0
 
     @property
     def is_loading(self) -> bool:
@@ -175,10 +111,10 @@ class Reloader:
 
     def look(self) -> str | None:
         """Look for requests, and for what became of the check. Says who a run is to end for."""
-        assert self._cluster is not None
-        for request in self._cluster.exchange(dict(self._answers)):
-            if request.id not in self._answers:
-                self._take(replace(request, by=bounded(one_line(request.by))))
+        try:
+            self._take_asked()
+        except Exception as error:  # noqa: BLE001  whatever somebody leaves there, the run goes on
+            structlog.get_logger().error("reload_requests_not_read", cause=described(error))
         if self._hangup.is_set():
             self._hangup.clear()
             self._signals += 1
@@ -189,6 +125,9 @@ class Reloader:
         if self._check is not None and self._check.done():
             self._conclude(self._check)
             self._check = None
+        elif self._check is not None and self._check_by.expired():
+            self._check = None
+            self._abandon()
         elif self._check is None and self._waiting:
             self._begin_check()
         return None
@@ -197,6 +136,7 @@ class Reloader:
         """Take note of how the run is: what it is by is in force once its workers report."""
         if self._since_ms is None:
             self._since_ms = status.started_ms
+        self._firing = status.alerts_firing
         if len(status.workers) < status.workers_expected:
             return
         self._returns = False
@@ -261,7 +201,19 @@ class Reloader:
             log.error("files_of_before_were_changed", files=others)
         return True
 
+    def _take_asked(self) -> None:
+        assert self._cluster is not None
+        for request in self._cluster.exchange(dict(self._answers)):
+            request.require_sound()
+            if request.id not in self._answers:
+                # In quotes, which it cannot end: it is told beside the driver's own words.
+                self._take(replace(request, by=json_text(one_line(request.by))))
+
     def _take(self, request: ReloadRequest) -> None:
+        if len(self._waiting) >= KEPT:
+            full = Answer(Stage.REFUSED, self._source, error=(f"{KEPT} requests wait", "", ""))
+            self._answer([request], full)
+            return
         structlog.get_logger().info("reload_asked", by=request.by)
         self._waiting.append(request)
         self._answer([request], Answer(Stage.ASKED, self._source))
@@ -270,6 +222,7 @@ class Reloader:
         self._checking, self._waiting = self._waiting, []
         self._answer(self._checking, Answer(Stage.CHECKING, self._source))
         check = self._check = Future[Setup]()
+        self._check_by = Deadline(self._clock, self._check_within_s())
 
         def work() -> None:
             try:
@@ -279,6 +232,17 @@ class Reloader:
 
         # A daemon: nobody waits for it at the end of a run.
         threading.Thread(target=work, name="reload", daemon=True).start()
+
+    def _check_within_s(self) -> float:
+        return self._running.settings.driver.start_timeout_s + CHECK_MARGIN_S
+
+    def _abandon(self) -> None:
+        """Refuse by a check that hangs, and leave its thread to itself: others can be made."""
+        problem = (
+            f"the check did not end within {self._check_within_s():g} s, and is left to itself"
+        )
+        action = "It hangs on a model's code, a file or a service: the driver's log may say which"
+        self._refuse(ReloadError(problem, action=action), _names(self._checking))
 
     def _checked(self) -> Setup:
         """The settings as they are now, if a run by them could take the place of this one."""
@@ -302,7 +266,11 @@ class Reloader:
             other = ("another reload took the place of this one", "", "See `nap-stream history`")
             self._answer(self._beginning, Answer(Stage.OVERTAKEN, self._source, error=other))
             self._next, self._changes, self._beginning = found, changed, self._checking
-            self._answer(self._beginning, Answer(Stage.REPLACING, self._source, changed))
+            warnings = self._warnings(changed)
+            for each in warnings:
+                log.warning("reload_ends_alerts", cause=each)
+            told = Answer(Stage.REPLACING, self._source, changed, warnings=warnings)
+            self._answer(self._beginning, told)
         elif self._before is not None:
             # What they want begins already.
             self._answer(self._checking, Answer(Stage.LOADING, self._source, self._changes))
@@ -311,6 +279,12 @@ class Reloader:
             log.info("reload_unchanged", by=by)
             unchanged = Answer(Stage.UNCHANGED, self._source, since_ms=self._since_ms)
             self._answer(self._checking, unchanged)
+
+    def _warnings(self, changed: Sequence[Change]) -> tuple[str, ...]:
+        if not self._firing or not begins_anew(changed):
+            return ()
+        problem = f"{self._firing} alerts fire, and the window begins anew: they end without "
+        return (f"{problem}`resolved`, and what still fires is sent as a new alert",)
 
     def _refuse(self, error: BaseException, by: str) -> None:
         log = structlog.get_logger()
@@ -330,55 +304,9 @@ class Reloader:
             known = self._answers.get(request.id)
             if known is None or known.stage not in OVER:
                 self._answers[request.id] = answer
-        while len(self._answers) > KEPT:
-            del self._answers[next(iter(self._answers))]
-
-
-def await_answer(
-    poll: Callable[[], Answer | None],
-    clock: Clock,
-    timeout_s: float,
-    on_answer: Callable[[Answer], None],
-) -> Answer:
-    """Wait until a request is answered for good; ``on_answer`` is shown each word of it.
-
-    ``poll`` leaves the request and gives the answer so far; None for none, also where the
-    coordinator is silent. It raises `LookupError` where the monitor is not there.
-
-    Raises:
-        ReloadError: It was refused, or the monitor ended, or nobody answered in time.
-        LookupError: The monitor was never there.
-    """
-    deadline, told, gone_s, seen = Deadline(clock, timeout_s), None, None, False
-    while True:
-        try:
-            answer, gone_s, seen = poll(), None, True
-        except LookupError:
-            answer, now_s = None, clock.monotonic()
-            gone_s = now_s if gone_s is None else gone_s
-            if now_s - gone_s >= (BACK_WITHIN_S if seen else SEEN_WITHIN_S):
-                if not seen:
-                    raise
-                raise ReloadError(
-                    "the monitor ended before it answered", "", "Its driver's log says why"
-                ) from None
-        if answer is not None and answer.stage is not told:
-            told = answer.stage
-            on_answer(answer)
-            if told is Stage.OVERTAKEN:
-                raise ReloadError(*answer.error)
-            if told is Stage.REFUSED:
-                problem, where, action = answer.error
-                raise ReloadError(f"the monitor goes on as before: {problem}", where, action)
-            if told in OVER:
-                return answer
-        if deadline.expired():
-            raise ReloadError(
-                f"no answer in {timeout_s:g} s, the last word was: {told or 'none'}",
-                "",
-                "It may still be done: the driver's log and `nap-stream history` tell",
-            )
-        clock.sleep(POLL_S)
+        over = [name for name, each in self._answers.items() if each.stage in OVER]
+        for name in over[: max(0, len(over) - KEPT)]:
+            del self._answers[name]
 
 
 def _names(requests: Sequence[ReloadRequest]) -> str:

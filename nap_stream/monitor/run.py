@@ -83,6 +83,7 @@ def run_monitor(
         fingerprint=lambda before: load_calibration(before.calibration).fingerprint,
         source=source,
         hangup=hangup,
+        clock=SystemClock(),
     )
     with (
         ray_session(address, cpus) as is_own,

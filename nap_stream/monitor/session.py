@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import ReloadError, WorkerError
 from nap_stream.monitor.fleet import Node, Repeated
-from nap_stream.monitor.reload import Answer, ReloadRequest, await_answer
+from nap_stream.monitor.mailbox import Answer, ReloadRequest, await_answer
 from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
 from nap_stream.settings.topics import TopicSelection
@@ -36,6 +36,8 @@ ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
 CLAIMS_S = 30.0
 """How long another monitor may take to say what it has: it may have begun just now."""
+BACK_WITHIN_S = GONE_WITHIN_S + 3 * CLAIMS_S
+"""How long a monitor may be away between two runs: one coordinator goes, the next asks others."""
 
 
 @contextmanager
@@ -207,6 +209,8 @@ def wait_until_gone(group: str, clock: Clock) -> None:
             ray.get_actor(coordinator_name(group), namespace=NAMESPACE)
         except ValueError:
             return
+        except Exception as error:  # noqa: BLE001  it may be back in time
+            structlog.get_logger().warning("coordinator_not_looked_for", cause=brief(error))
         if deadline.expired():
             raise WorkerError("a coordinator of this name is still there", coordinator_name(group))
         clock.sleep(GONE_EVERY_S)
@@ -236,19 +240,23 @@ def ask_reload(
             actor: Any = ray.get_actor(coordinator_name(group), namespace=NAMESPACE)
         except ValueError as error:
             raise LookupError(group) from error
+        except Exception:  # noqa: BLE001  Ray's errors where its head is away have no type in common
+            return None
         if not hasattr(actor, "reload"):
             raise ReloadError(
                 "this monitor is of a version that cannot reload", group, "Stop and start it"
             )
         try:
             answer: Answer | None = ray.get(actor.reload.remote(request), timeout=ANSWER_S)
-        except RayError:
+        except RayError as error:
+            if isinstance(cause := getattr(error, "cause", None), ReloadError):
+                raise cause from None
             return None
         return answer
 
     with _joined(address):
         try:
-            return await_answer(poll, clock, timeout_s, on_answer)
+            return await_answer(*(poll, clock, timeout_s, on_answer), back_within_s=BACK_WITHIN_S)
         except LookupError as error:
             named = ray.util.list_named_actors(all_namespaces=True)
             there = [str(one["name"]) for one in named if one["namespace"] == NAMESPACE]

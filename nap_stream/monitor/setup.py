@@ -137,6 +137,11 @@ def of_model(changed: Sequence[Change]) -> bool:
     return any(name.startswith(("model", "calibration")) for name, _, _ in changed)
 
 
+def begins_anew(changed: Sequence[Change]) -> bool:
+    """Whether the window of what was judged fits no more."""
+    return any(n.startswith(("calibration_finger", "drift.", "log.keys")) for n, _, _ in changed)
+
+
 def file_digests(settings: Section) -> dict[str, str]:
     """SHA-256, in hexadecimal, of the small files that settings name, by key.
 

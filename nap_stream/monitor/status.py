@@ -76,6 +76,11 @@ class CoordinatorStatus:
         return sum(self.rows_by_status.values())
 
     @property
+    def alerts_firing(self) -> int:
+        """Those of the stream and of keys that fire."""
+        return self.drift.keys_firing + (self.drift.state is AlertState.FIRING)
+
+    @property
     def ood_fraction(self) -> float | None:
         """The OOD fraction of the window; None until that is full."""
         return None if self.drift.bound is None else self.drift.fraction

@@ -12,7 +12,7 @@ import ray
 from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ReloadError, WorkerError
 from nap_stream.monitor.cluster import RayCluster
-from nap_stream.monitor.reload import Answer, ReloadRequest, Stage
+from nap_stream.monitor.mailbox import Answer, ReloadRequest, Stage
 from nap_stream.monitor.session import ask_reload, wait_until_gone
 from nap_stream.monitor.setup import Setup
 from nap_stream.settings.schema import Settings

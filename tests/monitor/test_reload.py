@@ -9,29 +9,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
+from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import (
     BrokerUnavailableError,
-    ConfigError,
     FingerprintMismatchError,
-    ReloadError,
     ScoredLogError,
     WorkerGaveUpError,
 )
-from nap_stream.monitor.reload import (
-    BACK_WITHIN_S,
-    KEPT,
-    SEEN_WITHIN_S,
-    Answer,
-    Mailbox,
-    Reloader,
-    ReloadRequest,
-    Stage,
-    await_answer,
-)
+from nap_stream.monitor.mailbox import KEPT, Answer, Mailbox, ReloadRequest, Stage
+from nap_stream.monitor.reload import CHECK_MARGIN_S, Reloader
 from nap_stream.monitor.setup import Setup, file_digests
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.settings.schema import Settings
-from tests.monitor.test_driver import report, status
+from tests.monitor.test_driver import CALM, report, status
 from tests.support.summaries import FACTS, settings
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -74,6 +64,7 @@ class Run:
     cluster: FakeCluster = field(default_factory=FakeCluster)
     hangup: threading.Event = field(default_factory=threading.Event)
     fingerprint: str = FACTS.fingerprint
+    clock: ManualClock = field(default_factory=ManualClock)
     away: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -85,6 +76,7 @@ class Run:
             fingerprint=self.read_fingerprint,
             source="x.yaml",
             hangup=self.hangup,
+            clock=self.clock,
             retry_s=0,
         )
         self.reloader.follow(self.cluster)
@@ -130,6 +122,11 @@ class Run:
         return setup
 
 
+def firing(keys: int) -> CoordinatorStatus:
+    drift = replace(CALM, state=AlertState.FIRING, keys_firing=keys)
+    return replace(working(), drift=drift)
+
+
 def told_to(run: Run, request: ReloadRequest) -> Answer:
     run.ask(request)
     run.reloader.look()
@@ -146,7 +143,7 @@ def working(started_ms: int = 0, count: int = 1) -> CoordinatorStatus:
 def test_new_settings_are_in_force_once_the_workers_of_a_new_run_report() -> None:
     run = Run(now=NEW)
     run.look_until(ANN, Stage.REPLACING)
-    assert run.reloader.look() == "ann@a"
+    assert run.reloader.look() == '"ann@a"'
     assert run.begin_other().settings == NEW
     assert told_to(run, ANN).stage is Stage.LOADING
     run.reloader.note(working(started_ms=7, count=0))
@@ -191,7 +188,7 @@ def test_a_refusal_says_why_and_changes_nothing() -> None:
     assert answer.error == ("of another model", "calibration c", "Calibrate")
     assert [e["log_level"] for e in events if e["event"] == "reload_refused"] == ["error"]
     ((by, error),) = run.cluster.refusals
-    assert (by, type(error)) == ("ann@a", FingerprintMismatchError)
+    assert (by, type(error)) == ('"ann@a"', FingerprintMismatchError)
     assert run.reloader.look() is None
     run.cluster.refuse = lambda _setup: None
     run.look_until(BOB, Stage.REPLACING)
@@ -246,7 +243,7 @@ def test_two_who_ask_at_once_have_one_answer() -> None:
     run.ask(ANN)
     run.look_until(BOB, Stage.REPLACING)
     assert run.ask(ANN) is Stage.REPLACING
-    assert run.reloader.look() == "ann@a, bob@b"
+    assert run.reloader.look() == '"ann@a", "bob@b"'
 
 
 def test_a_request_outlives_a_coordinator() -> None:
@@ -365,73 +362,82 @@ def test_where_a_later_reload_is_to_begin_that_is_what_follows_one_that_fails() 
     assert told_to(run, BOB).stage is Stage.REFUSED
 
 
-def test_who_asks_is_one_line_and_answers_are_not_kept_for_ever() -> None:
+def test_who_asks_is_quoted_in_one_line_and_answers_are_not_kept_for_ever() -> None:
     run = Run(now=NEW)
     with capture_logs() as events:
-        run.look_until(replace(ANN, by="a\nb" * 1_000), Stage.REPLACING)
+        run.look_until(replace(ANN, by='a\n"; did not leave in time: b'), Stage.REPLACING)
     (by,) = {e["by"] for e in events if e["event"] == "reload_asked"}
-    assert len(by) <= 200
-    assert "\n" not in by
+    assert by == '"a \\"; did not leave in time: b"'
     run = Run()
     for number in range(KEPT + 5):
         run.look_until(ReloadRequest(f"r{number}", "ann"), Stage.UNCHANGED)
     assert len(run.reloader._answers) == KEPT
 
 
-def waiting(*answers: Answer | type[Exception] | None, timeout_s: float = 600) -> Answer:
-    """What comes of answers that are given one after the other, the last for good."""
-    left = list(answers)
+def test_who_waits_is_not_forgotten_for_others() -> None:
+    go_on = threading.Event()
 
-    def poll() -> Answer | None:
-        answer = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(answer, type):
-            raise answer
-        return answer
+    def slow(_setup: Setup) -> None:
+        go_on.wait()
 
-    seen: list[Answer] = []
-    found = await_answer(poll, ManualClock(), timeout_s, seen.append)
-    assert seen[-1] == found
-    return found
-
-
-CHECKING, IN_FORCE = (Answer(stage, "x.yaml") for stage in (Stage.CHECKING, Stage.IN_FORCE))
-AWAY = [LookupError] * 20
-
-
-def test_whoever_waits_hears_the_last_word() -> None:
-    assert waiting(None, CHECKING, CHECKING, None, IN_FORCE) == IN_FORCE
+    run = Run(now=NEW, cluster=FakeCluster(slow))
+    run.look_until(ANN, Stage.CHECKING)
+    for batch in "abc":
+        for number in range(KEPT):
+            run.ask(ReloadRequest(f"{batch}{number}", "x"))
+        run.look_until(
+            ReloadRequest(f"{batch}0", "x"), Stage.ASKED if batch == "a" else Stage.REFUSED
+        )
+    assert run.ask(ANN) is Stage.CHECKING
+    assert len(run.reloader._answers) == 2 * KEPT + 1
+    go_on.set()
+    run.look_until(ANN, Stage.REPLACING)
 
 
-def test_a_coordinator_that_is_replaced_is_waited_for() -> None:
-    assert waiting(CHECKING, *AWAY, IN_FORCE) == IN_FORCE
-    assert waiting(LookupError, CHECKING, IN_FORCE) == IN_FORCE
+@dataclass
+class Broken(FakeCluster):
+    """Hands on what no mailbox takes, ``left`` times."""
+
+    left: int = 1
+
+    def exchange(self, answers: Mapping[str, Answer]) -> Sequence[ReloadRequest]:
+        if self.left:
+            self.left -= 1
+            return (ReloadRequest("a", None),)  # type: ignore[arg-type]
+        return super().exchange(answers)
 
 
-def test_a_monitor_that_ends_is_told() -> None:
-    with pytest.raises(ReloadError, match="ended before it answered"):
-        waiting(CHECKING, LookupError)
-    with pytest.raises(LookupError):
-        waiting(LookupError)
-    assert SEEN_WITHIN_S < BACK_WITHIN_S
+def test_whatever_is_left_there_the_run_goes_on() -> None:
+    run = Run(cluster=Broken())
+    with capture_logs() as events:
+        assert run.reloader.look() is None
+    assert [e["event"] for e in events] == ["reload_requests_not_read"]
+    run.look_until(ANN, Stage.UNCHANGED)
 
 
-def test_a_refusal_is_an_error_that_says_why() -> None:
-    refused = Answer(Stage.REFUSED, "x.yaml", error=("too big", "x.yaml", "Make it small"))
-    with pytest.raises(ReloadError, match="goes on as before: too big") as caught:
-        waiting(CHECKING, refused)
-    assert (caught.value.where, caught.value.action) == ("x.yaml", "Make it small")
-    assert not isinstance(caught.value, ConfigError), "that would be a mistake in the call"
+def test_a_check_that_hangs_is_refused_and_holds_up_no_other() -> None:
+    hangs, seen = threading.Event(), list[Setup]()
+
+    def check(setup: Setup) -> None:
+        seen.append(setup)
+        if len(seen) == 1:
+            hangs.wait()
+
+    run = Run(now=NEW, cluster=FakeCluster(check))
+    run.look_until(ANN, Stage.CHECKING)
+    run.clock.advance(OLD.driver.start_timeout_s + CHECK_MARGIN_S)
+    assert "did not end within 720 s" in run.look_until(ANN, Stage.REFUSED).error[0]
+    assert len(run.cluster.refusals) == 1
+    run.look_until(BOB, Stage.REPLACING)
+    hangs.set()
 
 
-def test_who_is_overtaken_is_not_told_that_nothing_has_changed() -> None:
-    other = ("another reload took the place of this one", "", "See `nap-stream history`")
-    with pytest.raises(ReloadError, match=r"^another reload took") as caught:
-        waiting(CHECKING, Answer(Stage.OVERTAKEN, "x.yaml", error=other))
-    assert caught.value.action == other[2]
-
-
-def test_without_an_answer_the_wait_ends() -> None:
-    with pytest.raises(ReloadError, match="no answer in 60 s, the last word was: checking"):
-        waiting(CHECKING, timeout_s=60)
-    with pytest.raises(ReloadError, match="the last word was: none"):
-        waiting(None, timeout_s=60)
+@pytest.mark.parametrize(("now", "count"), [(NEW, 1), (settings(worker={"count": 2}), 0)])
+def test_alerts_that_end_without_a_word_are_told(now: Settings, count: int) -> None:
+    run = Run(now=now)
+    run.reloader.note(firing(keys=2))
+    with capture_logs() as events:
+        warnings = run.look_until(ANN, Stage.REPLACING).warnings
+    assert len(warnings) == count
+    assert all(each.startswith("3 alerts fire, and the window begins anew") for each in warnings)
+    assert [e["event"] for e in events].count("reload_ends_alerts") == count

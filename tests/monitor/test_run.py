@@ -19,7 +19,7 @@ from nap_stream.errors import (
     WorkerGaveUpError,
 )
 from nap_stream.monitor.driver import Ending, RunResult
-from nap_stream.monitor.reload import Stage
+from nap_stream.monitor.mailbox import Stage
 from nap_stream.monitor.run import begin_chains, follow_reloads, scrape_target
 from nap_stream.monitor.setup import Setup
 from nap_stream.records import PartitionOffsets, TopicPartition
