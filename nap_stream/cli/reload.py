@@ -13,7 +13,7 @@ from nap_stream.cli.options import show_warnings, tell
 from nap_stream.clock import SystemClock
 from nap_stream.fetched import shown
 from nap_stream.settings.load import load_kafka_settings, place_of
-from nap_stream.text import moment, printable, rfc3339
+from nap_stream.text import bounded, moment, printable, rfc3339
 
 if TYPE_CHECKING:
     from nap_stream.monitor.mailbox import Answer
@@ -35,9 +35,10 @@ def reload(
     """Have a monitor that runs take up other settings, another calibration or model.
 
     Its driver reads the configuration again that it was started with, with its own environment,
-    and checks all of it, the model too, before anything is touched: what is refused changes
-    nothing. Then the workers publish, commit and leave, and new ones go on where they ended. No
-    offset is left out or judged twice. --config says which monitor it is, by kafka.group_id.
+    and checks all of it, and the model where that may be another, before anything is touched: what
+    is refused changes nothing. Then the workers publish, commit and leave, and new ones go on where
+    they ended. No offset is left out or judged twice. --config says which monitor it is, by
+    kafka.group_id.
 
     What makes it another monitor is refused: kafka's servers, topics and group, log.root,
     alerts.monitor and alerts.topic, and where its metrics are.
@@ -50,7 +51,7 @@ def reload(
       nap-stream reload --config monitor.yaml --address 10.0.0.1:6379
       kill -HUP PID          # the same, for a run that has started Ray by itself; its log answers
     """
-    group, told = load_kafka_settings(config).group_id, False
+    group, told, warned = load_kafka_settings(config).group_id, False, False
     given = shown(place_of(config))
     waits = {
         "asked": "waiting for the driver",
@@ -63,11 +64,13 @@ def reload(
         from nap_stream.monitor.session import ask_reload
 
         def show(answer: "Answer") -> None:
-            nonlocal told
+            nonlocal told, warned
             if not told and answer.source != given:
                 tell(f"the driver reads {answer.source} again, not {given}")
             told = True
-            show_warnings(answer.warnings, console)
+            if not warned:
+                show_warnings(answer.warnings, console)
+                warned = bool(answer.warnings)
             if answer.stage.value in waits:
                 status.update(waits[answer.stage.value])
                 if not console.is_terminal:
@@ -75,7 +78,7 @@ def reload(
 
         answer = ask_reload(
             group,
-            f"{_user()}@{platform.node()}",
+            bounded(f"{_user()}@{platform.node()}"),
             address=address,
             timeout_s=timeout,
             clock=SystemClock(),

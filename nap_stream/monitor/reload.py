@@ -93,6 +93,7 @@ class Reloader:
         self._clock, self._check_by = clock, Deadline(clock, 0)
         self._next: Setup | None = None
         self._changes: tuple[Change, ...] = ()
+        self._warnings: tuple[str, ...] = ()
         self._before: Setup | None = None
         """What was in force last, while another run begins."""
         self._returns, self._retry_s = False, retry_s
@@ -144,15 +145,14 @@ class Reloader:
             return
         self._before = None
         structlog.get_logger().info("reload_in_force", changes=change_words(self._changes))
-        in_force = Answer(Stage.IN_FORCE, self._source, self._changes, self._since_ms)
-        self._answer(self._beginning, in_force)
+        self._answer(self._beginning, self._on_its_way(Stage.IN_FORCE, self._since_ms))
 
     def take(self) -> Setup:
         """What the next run is by."""
         assert self._next is not None
         self._before = self._before or self._running
         self._running, self._next = self._next, None
-        self._answer(self._beginning, Answer(Stage.LOADING, self._source, self._changes))
+        self._answer(self._beginning, self._on_its_way(Stage.LOADING))
         return self._running
 
     def back(self, error: Exception, stop: threading.Event) -> Setup | None:
@@ -266,25 +266,28 @@ class Reloader:
             other = ("another reload took the place of this one", "", "See `nap-stream history`")
             self._answer(self._beginning, Answer(Stage.OVERTAKEN, self._source, error=other))
             self._next, self._changes, self._beginning = found, changed, self._checking
-            warnings = self._warnings(changed)
-            for each in warnings:
-                log.warning("reload_ends_alerts", cause=each)
-            told = Answer(Stage.REPLACING, self._source, changed, warnings=warnings)
-            self._answer(self._beginning, told)
+            self._warnings = self._ended_alerts(changed)
+            self._answer(self._beginning, self._on_its_way(Stage.REPLACING))
         elif self._before is not None:
             # What they want begins already.
-            self._answer(self._checking, Answer(Stage.LOADING, self._source, self._changes))
+            self._answer(self._checking, self._on_its_way(Stage.LOADING))
             self._beginning = [*self._beginning, *self._checking]
         else:
             log.info("reload_unchanged", by=by)
             unchanged = Answer(Stage.UNCHANGED, self._source, since_ms=self._since_ms)
             self._answer(self._checking, unchanged)
 
-    def _warnings(self, changed: Sequence[Change]) -> tuple[str, ...]:
+    def _on_its_way(self, stage: Stage, since_ms: int | None = None) -> Answer:
+        """What those are told whose reload is taken: who misses one answer has all in the next."""
+        return Answer(stage, self._source, self._changes, since_ms, warnings=self._warnings)
+
+    def _ended_alerts(self, changed: Sequence[Change]) -> tuple[str, ...]:
         if not self._firing or not begins_anew(changed):
             return ()
         problem = f"{self._firing} alerts fire, and the window begins anew: they end without "
-        return (f"{problem}`resolved`, and what still fires is sent as a new alert",)
+        warning = f"{problem}`resolved`, and what still fires is sent as a new alert"
+        structlog.get_logger().warning("reload_ends_alerts", cause=warning)
+        return (warning,)
 
     def _refuse(self, error: BaseException, by: str) -> None:
         log = structlog.get_logger()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -88,7 +89,9 @@ def test_the_command_says_what_changed_and_that_the_driver_reads_another_file(
     def answer() -> None:
         while not over.wait(0.1):
             for request in cluster.exchange(told):
-                told[request.id] = Answer(Stage.IN_FORCE, "/etc/other.yaml", (changed,), 0)
+                told[request.id] = Answer(
+                    *(Stage.IN_FORCE, "/etc/other.yaml", (changed,), 0), warnings=("2 alerts fire",)
+                )
 
     told: dict[str, Answer] = {}
     with ThreadPoolExecutor(1) as pool:
@@ -102,6 +105,15 @@ def test_the_command_says_what_changed_and_that_the_driver_reads_another_file(
         'in force since 1970-01-01 00:00:00 UTC:\n  worker.count: 1 → "\\x9bauto"\n'
     )
     assert f"the driver reads /etc/other.yaml again, not {config}" in ended.err
+    assert ended.err.count("warning: 2 alerts fire\n") == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_is_no_request_is_refused_where_it_is_left() -> None:
+    with pytest.raises(ReloadError, match="a request needs texts"):
+        ask_reload(
+            *("asked", "a" * 1_000), address=None, timeout_s=60, clock=CLOCK, on_answer=print
+        )
 
 
 def test_a_monitor_that_is_not_there_is_refused_and_the_others_are_named(
@@ -137,3 +149,20 @@ def test_another_run_takes_the_place_of_one_that_has_ended() -> None:
     ray.get(second._coordinator.claims.remote(), timeout=PATIENCE_S)
     ray.kill(second._coordinator)
     wait_until_gone("again", CLOCK)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_head_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, failures = ray.get_actor, [RuntimeError("the GCS is away")] * 2
+
+    def sometimes(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return find(*args, **options)
+
+    monkeypatch.setattr(ray, "get_actor", sometimes)
+    with pytest.raises(ReloadError, match="the last word was: none"):
+        ask_reload(
+            *("asked", "ann@a"), address=None, timeout_s=2, clock=CLOCK, on_answer=lambda _: None
+        )
+    assert not failures

@@ -441,3 +441,6 @@ def test_alerts_that_end_without_a_word_are_told(now: Settings, count: int) -> N
     assert len(warnings) == count
     assert all(each.startswith("3 alerts fire, and the window begins anew") for each in warnings)
     assert [e["event"] for e in events].count("reload_ends_alerts") == count
+    run.begin_other()
+    run.reloader.note(working())
+    assert told_to(run, ANN).warnings == warnings
