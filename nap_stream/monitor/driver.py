@@ -139,7 +139,7 @@ class Driver:
     ) -> None:
         self._cluster, self._settings, self._limits = cluster, settings, limits
         self._clock, self._on_status, self._reloads = clock, on_status, reloads
-        self._is_loading, self._load_by = is_loading, float("inf")
+        self._is_loading, self._load_by, self._has_begun = is_loading, 0.0, False
         self._reason = ""
         self._slots: list[Slot] = []
         self._incarnations: dict[str, int] = {}
@@ -166,6 +166,12 @@ class Driver:
             ending = self._supervise(stop)
         except Exception as error:
             failure = failed_words(error)
+            if not self._has_begun or self._is_loading():
+                # Those that have not reported have read nothing: there is nothing to wait for.
+                for slot in self._slots:
+                    if slot.handle is not None and slot.progress is None:
+                        slot.handle.kill()
+                        slot.handle = None
             self._shut_down(lambda: failure, input_ended=False)
             raise
 
@@ -180,19 +186,13 @@ class Driver:
         return RunResult(ending, status, unclean)
 
     def _begin(self, begin: Callable[[], None]) -> None:
-        self._load_by = self._clock.monotonic() + self._settings.start_timeout_s
+        now = self._clock.monotonic()
+        self._load_by = now + self._settings.start_timeout_s
         self._resize()
         for slot in self._slots:
-            self._start(slot, self._clock.monotonic())
-        try:
-            begin()
-        except Exception:
-            # What they have read is in no row yet; there is nothing to wait for.
-            for slot in self._slots:
-                if slot.handle is not None:
-                    slot.handle.kill()
-                    slot.handle = None
-            raise
+            self._start(slot, now)
+        begin()
+        self._has_begun = True
 
     def _supervise(self, stop: threading.Event) -> Ending:
         while True:

@@ -256,6 +256,14 @@ def test_what_fails_while_it_loads_fails_soon() -> None:
     with pytest.raises(WorkerGaveUpError, match="failed 3 times in a row"):
         loads(cluster)
     assert cluster.clock.monotonic() < 10
+    hang = FakeWorker(obeys=False)
+    cluster.workers, cluster.workers_wanted, cluster.started = [cluster.workers[0], hang], 2, []
+    cluster.workers += [cluster.workers[0]] * 5
+    start_s = cluster.clock.monotonic()
+    with pytest.raises(WorkerGaveUpError, match="failed 3 times in a row"):
+        loads(cluster)
+    assert hang.killed
+    assert cluster.clock.monotonic() - start_s < 10, "what still loads is not waited for"
     with pytest.raises(WorkerGaveUpError, match="died 3 times in a row"):
         loads(FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(1, 2, 3, 4, 5)))
 
