@@ -8,7 +8,6 @@ from typing import Any
 import ray
 import structlog
 from prometheus_client import disable_created_metrics
-from ray.exceptions import GetTimeoutError, RayError
 from ray.util import get_node_ip_address
 
 from nap_stream.alert.sinks import TracedSink, open_sinks
@@ -20,7 +19,7 @@ from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.mailbox import Answer, Mailbox, ReloadRequest
-from nap_stream.monitor.session import Claims, TopicClaims, brief
+from nap_stream.monitor.session import Claims
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import adopt_store_environment, configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
@@ -31,8 +30,6 @@ from nap_stream.scored_log.summary import LogEnds, LogSummaries
 from nap_stream.settings.schema import Settings
 from nap_stream.tracing import OFF, open_tracing
 
-CLAIM_S = 1.0
-"""How long reading may be held up by a question that is normally answered within a millisecond."""
 DELIVERY_SHARE = 0.8
 """Of the time in which a coordinator must finish: what is left is for the last checkpoint."""
 
@@ -77,7 +74,6 @@ class WorkerActor:
         self._settings, self._name, self._incarnation = settings, name, incarnation
         (self._num_cpus, self._num_gpus), self._coordinator = share, coordinator
         self._stop = StopRequest(SystemClock())
-        self._asked: dict[str, Any] = {}
 
     def ready(self) -> str:
         """The id of its node, as soon as the actor has a process."""
@@ -102,7 +98,6 @@ class WorkerActor:
                 calibration=self._calibration,
                 stop=self._stop,
                 clock=SystemClock(),
-                claim=self._claim,
             )
         except NapStreamError:
             raise
@@ -110,19 +105,6 @@ class WorkerActor:
             # The driver says in one line what it was; only here is where it came from.
             structlog.get_logger().exception("worker_failed_unexpectedly")
             raise
-
-    def _claim(self, topic: str) -> str | None:
-        """Why a topic that a pattern finds is not for this monitor; None where it is."""
-        asked: Any = self._asked.get(topic) or self._coordinator.claim.remote(topic)
-        self._asked[topic] = asked
-        try:
-            answer: str | None = ray.get(asked, timeout=CLAIM_S)
-        except GetTimeoutError:
-            return "the coordinator has not said yet whether another monitor has it"
-        except RayError as error:
-            answer = f"the coordinator cannot say whether another monitor has it: {brief(error)}"
-        del self._asked[topic]
-        return answer
 
     def stop(self) -> None:
         """Ask `run` to end in good order."""
@@ -143,7 +125,7 @@ class CoordinatorActor:
         environment: Mapping[str, str],
         claimed: Claims,
     ) -> None:
-        self._claims = TopicClaims(claimed)
+        self._claims = claimed
         configure_logging(for_people=False)
         adopt_store_environment(environment, os.environ)
         # When a series began is of no use for rates, and half of what would be scraped.
@@ -157,12 +139,7 @@ class CoordinatorActor:
     @ray.method(concurrency_group="claims")
     def claims(self) -> Claims:
         """What no other monitor may have, also before it has started."""
-        return self._claims.claims
-
-    @ray.method(concurrency_group="claim")
-    def claim(self, topic: str) -> str | None:
-        """Have the log of a topic that appeared for this monitor; else say whose it is."""
-        return self._claims.claim(topic)
+        return self._claims
 
     @ray.method(concurrency_group="claims")
     def reload(self, request: ReloadRequest) -> Answer | None:
@@ -198,7 +175,6 @@ class CoordinatorActor:
     @ray.method(concurrency_group="line")
     def report(self, report: WorkerReport) -> None:
         """Take a report."""
-        self._claims.own({progress.partition.topic for progress in report.partitions})
         self._coordinator().report(report)
 
     @ray.method(concurrency_group="tick")

@@ -1,7 +1,7 @@
 """The driver's end of the Ray cluster: workers and coordinator are started, asked and ended."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -110,8 +110,7 @@ class RayWorker:
 class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
-    ``topics`` are those that are read at the start, by default that of the settings; ``partitions``
-    tells how many there are to be read now, one where it is None.
+    ``partitions`` tells how many there are to be read now, one where it is None.
     ``since`` is where the chains ended when the monitor began, where it ends after so many rows:
     each coordinator counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
@@ -126,7 +125,6 @@ class RayCluster:
         calibration: CalibrationFacts,
         since: LogEnds | None = None,
         *,
-        topics: Collection[str] = (),
         partitions: PartitionCount | None = None,
         is_own: bool = False,
     ) -> None:
@@ -139,11 +137,11 @@ class RayCluster:
         self.num_cpus, self.num_gpus = self._needs.cpus, self._needs.gpus
         self._watch = NodeWatch()
         require_room(settings.worker, self._needs, self._watch.nodes)
-        claimed = claims(settings, topics or (settings.kafka.topic,))
+        claimed = claims(settings)
         require_no_clash(claimed)
         self._name = name = coordinator_name(settings.kafka.group_id)
         # Within a group calls keep their order, and none waits for those of another group.
-        options = {"concurrency_groups": {"line": 1, "tick": 1, "claims": 1, "claim": 1}}
+        options = {"concurrency_groups": {"line": 1, "tick": 1, "claims": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
             name=name,
             namespace=NAMESPACE,
@@ -281,8 +279,7 @@ class RayCluster:
         """
         settings = setup.settings
         require_room(settings.worker, _needs(settings, is_own=self._is_own), self._watch.nodes)
-        topics = {one.partition.topic for one in setup.offsets}
-        require_no_clash(claims(settings, topics or (settings.kafka.topic,)), self._name)
+        require_no_clash(claims(settings), self._name)
         if with_model:
             self._require_model(settings)
 

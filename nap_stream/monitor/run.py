@@ -185,7 +185,6 @@ def _run_once(
             return STOPPED
         cluster = RayCluster(
             *(settings, setup.calibration, since),
-            topics=topics,
             partitions=partitions,
             is_own=is_own,
         )

@@ -6,9 +6,9 @@ import secrets
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,25 +136,22 @@ def gpus_a_worker(settings: Settings) -> float:
 class Claims:
     """What a monitor has for itself: its group, the topics of its log, whose alerts it tells.
 
-    It ``reads`` what may grow; ``topics`` are those that it found, and ``asked`` those that it asks
-    for: of two that ask at the same time, the group that comes first has it.
+    What it ``reads`` may grow where that is a pattern.
     """
 
     group: str
     root: str
     reads: TopicSelection
-    topics: frozenset[str]
     writes: frozenset[str]
     servers: frozenset[str]
     alerts: str
-    asked: frozenset[str] = frozenset()
 
     def clash(self, other: "Claims") -> tuple[str, str] | None:
         """The key of what both have, and what that is; None where they can be side by side."""
         if self.group == other.group:
             return "kafka.group_id", f"the group {self.group}"
         if self.root == other.root and (both := self._both(other)):
-            return "log.root", f"the log of {', '.join(both)} in {self.root}"
+            return "log.root", f"the log {both}"
         if self.alerts == other.alerts:
             return "alerts.monitor", f"the alerts of {self.alerts}"
         if self.servers & other.servers:
@@ -164,28 +161,23 @@ class Claims:
                 return self.reads.key, f"{', '.join(fed)} to read, which this one writes"
         return None
 
-    def has(self, topic: str, other: "Claims") -> bool:
-        """Whether the log of a topic is this monitor's own, where an ``other`` asks for it."""
-        if self.root != other.root:
-            return False
-        return topic in self.topics or (topic in self.asked and self.group < other.group)
-
-    def _both(self, other: "Claims") -> tuple[str, ...]:
-        """What both read: of the topics that either found; and one pattern, whatever it finds."""
-        found = other.reads.among(self.reads.among(self.topics | other.topics))
-        same = self.reads.pattern is not None and self.reads.pattern == other.reads.pattern
-        return found or ((str(self.reads),) if same else ())
+    def _both(self, other: "Claims") -> str:
+        """Which topics both could read of one log, in words; empty where there is none."""
+        if self.reads.pattern is not None and other.reads.pattern is not None:
+            return f"in {self.root}, and topics that appear later could fit both patterns"
+        named = {*self.reads.names, *other.reads.names}
+        both = other.reads.among(self.reads.among(named))
+        return f"of {', '.join(both)} in {self.root}" if both else ""
 
 
-def claims(settings: Settings, topics: Iterable[str]) -> Claims:
-    """What a monitor of these topics has for itself."""
+def claims(settings: Settings) -> Claims:
+    """What a monitor has for itself."""
     kafka, alerts = settings.kafka, settings.alerts
     servers = ",".join(sorted(kafka.bootstrap_servers))
     return Claims(
         kafka.group_id,
         str(settings.log.root),
         settings.reads,
-        frozenset(topics),
         frozenset(settings.written),
         frozenset(kafka.bootstrap_servers),
         f"the monitor {alerts.monitor} of {kafka.topic}, in {alerts.topic} on {servers}",
@@ -312,13 +304,6 @@ def require_no_clash(mine: Claims, own: str = "") -> None:
     Raises:
         WorkerError: Naming what they would share.
     """
-    for name, theirs in other_claims(own):
-        if (clash := mine.clash(theirs)) is not None:
-            raise clash_error(*clash, name)
-
-
-def other_claims(own: str) -> Iterator[tuple[str, Claims]]:
-    """What the monitors of this cluster have but ``own``, each with the name of its actor."""
     for one in ray.util.list_named_actors(all_namespaces=True):
         if one["namespace"] != NAMESPACE or one["name"] == own:
             continue
@@ -330,41 +315,8 @@ def other_claims(own: str) -> Iterator[tuple[str, Claims]]:
         except Exception as error:  # noqa: BLE001  Ray's errors here have no type in common
             structlog.get_logger().warning("monitor_not_asked", monitor=name, cause=brief(error))
             continue
-        yield name, theirs
-
-
-class TopicClaims:
-    """What a monitor has, which grows by topics that appear later. Safe for several threads."""
-
-    def __init__(self, claimed: Claims) -> None:
-        self.claims = claimed
-        self._lock = threading.Lock()
-
-    def own(self, topics: Iterable[str]) -> None:
-        """Take note that the monitor reads topics: whoever took its place may not know."""
-        if not self.claims.topics.issuperset(topics):
-            self._change(lambda mine: replace(mine, topics=mine.topics.union(topics)))
-
-    def claim(self, topic: str) -> str | None:
-        """Have the log of a topic for this monitor; else say whose it is.
-
-        What is asked for is shown before others are asked: of two monitors, one sees the other.
-        """
-        if topic in self.claims.topics:
-            return None
-        self._change(lambda mine: replace(mine, asked=mine.asked | {topic}))
-        try:
-            for name, theirs in other_claims(coordinator_name(self.claims.group)):
-                if theirs.has(topic, self.claims):
-                    return str(clash_error("log.root", f"the log of {topic}", name))
-            self.own([topic])
-        finally:
-            self._change(lambda mine: replace(mine, asked=mine.asked - {topic}))
-        return None
-
-    def _change(self, change: Callable[[Claims], Claims]) -> None:
-        with self._lock:
-            self.claims = change(self.claims)
+        if (clash := mine.clash(theirs)) is not None:
+            raise clash_error(*clash, name)
 
 
 class NodeWatch:

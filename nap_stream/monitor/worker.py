@@ -37,7 +37,6 @@ from nap_stream.settings.run import WorkerSettings
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings, Settings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
-from nap_stream.source.kafka_topics import Claim
 from nap_stream.tracing import OFF, Tracing, open_tracing
 
 WORKER_SHARE = 0.6
@@ -55,14 +54,12 @@ def run_worker(
     stop: StopRequest,
     clock: Clock,
     calibration: str | None = None,
-    claim: Claim = lambda _topic: None,
 ) -> None:
     """Load the model, join the group, work until told to stop, leave in good order.
 
     ``name`` is stable over restarts and is the static member of the consumer group;
     ``incarnation`` counts the restarts. ``num_cpus`` and ``num_gpus`` are what Ray has given it.
     ``calibration`` is the fingerprint of what the coordinator judges by; None asks for none.
-    ``claim`` says why a topic that a pattern finds is not this monitor's to read, if it is not.
 
     Raises:
         NapStreamError: What keeps the worker from starting or going on.
@@ -95,11 +92,7 @@ def run_worker(
                 held,
                 threads=threads,
                 open_source=lambda listener: KafkaSource(
-                    settings.kafka,
-                    listener,
-                    instance_id=name,
-                    reads=settings.reads,
-                    claim=claim,
+                    settings.kafka, listener, instance_id=name, reads=settings.reads
                 ),
                 dead_letters=dead_letters,
                 reporter=reporter,

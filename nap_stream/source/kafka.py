@@ -45,7 +45,6 @@ from nap_stream.source.kafka_group import (
 )
 from nap_stream.source.kafka_topics import (
     REACHABLE_TIMEOUT_S,
-    Claim,
     LeftOut,
     TopicWatch,
     forbidden,
@@ -62,8 +61,7 @@ POSITION_TIMEOUT_S = 1.0
 class KafkaSource:
     """A consumer of topics, in a group, with static membership and manual commits.
 
-    ``reads`` says of which; by default of those that the settings name. ``claim`` says of one that
-    a pattern finds why it is not to be read, if it is not.
+    ``reads`` says of which; by default of those that the settings name.
 
     Partitions move by cooperative-sticky assignment. A new partition is held back until its
     listener has said where to read from, which happens in the next `poll`.
@@ -86,7 +84,6 @@ class KafkaSource:
         *,
         instance_id: str,
         reads: TopicSelection | None = None,
-        claim: Claim = lambda _topic: None,
     ) -> None:
         self._reads = reads or settings.selection()
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
@@ -102,7 +99,7 @@ class KafkaSource:
         self._has_joined = False
         self._rejoins = False
         self._several = len(self._reads.names) != 1
-        self._left_out = LeftOut(settings, self._clock, claim if self._reads.pattern else None)
+        self._left_out = LeftOut(settings, self._clock)
         self._forbidden: set[str] = set()
         self._truncated: dict[KafkaPartition, Any] = {}
         with translated_errors(settings, f"joining group {settings.group_id}"):

@@ -95,8 +95,6 @@ class TopicWatch:
 
 REACHABLE_TIMEOUT_S = 2.0
 SILENT = "it does not answer"
-Claim = Callable[[str], str | None]
-"""(topic) → why it is not to be read; None where it is."""
 TRY_AGAIN_S = 1.0
 TRY_AGAIN_MOST_S = 30.0
 ASK_S = 2.0
@@ -112,14 +110,10 @@ class _Wait:
 
 
 class LeftOut:
-    """The topics of several that cannot be read now, and why; each is tried again with backoff.
+    """The topics of several that cannot be read now, and why; each is tried again with backoff."""
 
-    Each must be had by ``claim`` before it is read; None asks nobody.
-    """
-
-    def __init__(self, settings: KafkaSettings, clock: Clock, claim: Claim | None = None) -> None:
-        self._settings, self._clock, self._claim = settings, clock, claim
-        self._claimed: set[str] = set()
+    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
+        self._settings, self._clock = settings, clock
         self._waits: dict[str, _Wait] = {}
 
     def __contains__(self, topic: object) -> bool:
@@ -139,16 +133,13 @@ class LeftOut:
         self._waits[topic] = _Wait(why, is_forbidden, retry_at, delay_s)
 
     def may_try(self, topic: str) -> bool:
-        """Whether it is time to try to read a topic, and neither broker nor claim forbids it."""
+        """Whether it is time to try to read a topic, and the broker does not forbid it."""
         wait = self._waits.get(topic)
-        if wait is not None and self._clock.monotonic() < wait.retry_at:
+        if wait is None:
+            return True
+        if self._clock.monotonic() < wait.retry_at:
             return False
-        if self._claim is not None and topic not in self._claimed:
-            if (why := self._claim(topic)) is not None:
-                self.add(topic, BrokerError(why, f"topic {topic}"))
-                return False
-            self._claimed.add(topic)
-        if wait is not None and wait.is_forbidden and not may_read(self._settings, topic):
+        if wait.is_forbidden and not may_read(self._settings, topic):
             self.add(topic, forbidden(self._settings, topic), is_forbidden=True)
             return False
         return True

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -249,37 +248,35 @@ def test_two_monitors_that_begin_at_once_find_each_other(
     wait_until(lambda: "nap-stream-coordinator-once-b" not in names(), "its actor to be gone")
 
 
-def test_of_two_whose_patterns_fit_a_later_topic_one_has_it(cluster_of: MakeCluster) -> None:
-    def made(name: str) -> RayCluster:
-        settings = settings_of(
-            kafka={"topic": name, "topic_pattern": f"{name}|both", "group_id": f"later-{name}"},
-            alerts={"monitor": name},
-            worker={"num_gpus": 0},
+@pytest.mark.parametrize(
+    ("mine", "theirs", "what"),
+    [
+        (
+            {"topic_pattern": "a-.*"},
+            {"topic_pattern": "b-.*"},
+            "the log in log, and topics that appear later could fit both patterns",
+        ),
+        ({"topic_pattern": "a-.*"}, {"topics": ["a-1", "b-1"]}, "the log of a-1 in log"),
+        ({"topics": ["a-1", "b-1"]}, {"topic_pattern": "a-.*"}, "the log of a-1 in log"),
+        ({"topics": ["a-1", "b-1"]}, {"topics": ["b-1", "c-1"]}, "the log of b-1 in log"),
+        ({"topic_pattern": "a-.*"}, {"topics": ["b-1", "c-1"]}, None),
+    ],
+)
+def test_two_that_could_read_one_topic_do_not_share_a_log(
+    mine: dict[str, Any], theirs: dict[str, Any], what: str | None
+) -> None:
+    def claimed(name: str, kafka: dict[str, Any], root: str = "log") -> Claims:
+        return claims(
+            settings_of(
+                kafka={"topic": name, "group_id": name, **kafka},
+                log={"root": root},
+                dead_letters={"topic": f"dead-{name}"},
+            )
         )
-        return cluster_of(settings)
 
-    def claim(cluster: RayCluster) -> Any:
-        return ray.get(cluster._coordinator.claim.remote("both"), timeout=PATIENCE_S)
-
-    one, two = made("one"), made("two")
-    assert claim(one) is None
-    assert claim(one) is None
-    why = "another monitor on this Ray cluster has the log of both. Stop nap-stream-coordinator-"
-    assert f"{why}later-one first" in claim(two)
-    ray.kill(one._coordinator)
-    wait_until(lambda: claim(two) is None, "the second to have it")
-
-
-def test_who_asks_at_the_same_time_gives_way_by_name_and_never_to_another_log() -> None:
-    def asking(group: str, root: str = "log") -> Claims:
-        claimed = claims(settings_of(kafka={"group_id": group}, log={"root": root}), ["images"])
-        return replace(claimed, asked=frozenset({"both"}))
-
-    a, b = asking("a"), asking("b")
-    assert a.has("both", b)
-    assert not b.has("both", a)
-    assert b.has("images", a)
-    assert not asking("a", root="other").has("both", b)
+    found = claimed("one", mine).clash(claimed("two", theirs))
+    assert found == (None if what is None else ("log.root", what))
+    assert claimed("one", mine).clash(claimed("two", theirs, root="another")) is None
 
 
 @pytest.mark.embedded

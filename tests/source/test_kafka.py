@@ -345,33 +345,3 @@ def test_a_broker_that_is_down_is_named_when_the_deadline_has_passed() -> None:
 def add_partitions(settings: KafkaSettings, total: int) -> None:
     with administering(settings.bootstrap_servers) as admin:
         admin.create_partitions({settings.topic: total})
-
-
-def test_a_topic_that_another_monitor_has_is_left_out_until_it_has_not(
-    apache_kafka: ApacheKafka,
-) -> None:
-    settings = new_settings(apache_kafka.bootstrap)
-    others = f"{settings.topic}-others"
-    create_topics(settings, [others], 1)
-    send(settings, [b"a"])
-    send(settings, [b"b"], topic=others)
-    taken = {others}
-
-    def claim(topic: str) -> str | None:
-        return "another monitor has it" if topic in taken else None
-
-    pattern = settings.model_copy(update={"topic_pattern": f"{settings.topic}.*"})
-    source = KafkaSource(pattern, Listener(), instance_id="worker-0", claim=claim)
-    try:
-        (message,) = poll_messages(source, 1)
-        assert message.partition.topic == settings.topic
-        left_out = source.left_out()
-        assert left_out == {
-            TopicPartition(others, 0): f"topic {others}: another monitor has it",
-        }
-        taken.clear()
-        (message,) = poll_messages(source, 1)
-        assert message.partition.topic == others
-        assert source.left_out() == {}
-    finally:
-        source.close(5)
