@@ -111,13 +111,13 @@ class Metrics:
         self._add_workers(gauge)
         self.topics_left_out = gauge(
             "topics_left_out",
-            "Topics, of several, of which nothing is read: refused (replaced, or this user may not "
-            "read it), absent (named, and not there), or gone (the log has it, and a pattern finds "
+            "Topics, of several, that are not, or not all, read: refused (replaced, or this user may "
+            "not read it), absent (named, and not there), or gone (the log has it, and a pattern finds "
             "it no more).",
             ["why"],
         )
-        for why in WHY_LEFT_OUT:
-            self.topics_left_out.labels(why)
+        # The others are known once the broker was asked.
+        self.topics_left_out.labels(WHY_LEFT_OUT[0])
         self.last_commit = gauge(
             "last_commit_timestamp_seconds", "Unix time of the last offset commit."
         )

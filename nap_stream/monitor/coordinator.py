@@ -284,7 +284,7 @@ class Coordinator:
                 wrong_clocks=self._workers.clocks.wrong(),
                 topics_gone=self._partitions.topics_gone,
                 topics_left_out=self._partitions.left_out(),
-                nothing_left=self._partitions.nothing_left(),
+                nothing_left=self._partitions.nothing_left(now_s),
                 unread=tuple(map(str, self._partitions.unread(now_s))),
             )
 
@@ -486,7 +486,7 @@ class Coordinator:
 
     def _look_at_workers(self, now_s: float) -> None:
         self._looked_s = now_s
-        self._partitions.refuse(self._workers.left_out(now_s))
+        self._partitions.refuse(self._workers.left_out(now_s), now_s)
         for partition in self._partitions.lost(self._monitor.partitions.names):
             self._monitor.partitions.release(partition)
         self._hold(self._partitions.expected(now_s, self._monitor.partitions.end))

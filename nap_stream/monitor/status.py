@@ -17,7 +17,7 @@ from nap_stream.clock import Clock, SystemClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.drift.records import DriftSnapshot, MonthlyEffect
 from nap_stream.records import Status, WorkerReport
-from nap_stream.text import duration, moment, rfc3339
+from nap_stream.text import duration, listed, moment, rfc3339
 
 SHOWN = 5
 """Of topics or partitions, in a sentence."""
@@ -39,8 +39,8 @@ class CoordinatorStatus:
     ``events_lost`` says what the log's chain of events lacks for good. ``wrong_clocks`` says whose
     clocks are far from the coordinator's. ``topics_gone`` were read by a pattern and are there no
     more; ``unread`` are partitions that drift waits for, as the log has them and no worker says how
-    far they are. ``topics_left_out`` says of topics, of several, why nothing of them is read, and
-    ``nothing_left`` that it is so of all of them. ``started_ms`` is when this coordinator started,
+    far they are. ``topics_left_out`` says of topics, of several, why not all of them is read, and
+    ``nothing_left`` that nothing is of any. ``started_ms`` is when this coordinator started,
     and ``metrics_url`` where it is scraped, once it is.
     """
 
@@ -102,6 +102,11 @@ class CoordinatorStatus:
         waiting = f", {blocks.waiting_keys:,} have no room to learn" if blocks.waiting_keys else ""
         return f"{blocks.words}{new}{waiting}{_month_words(blocks.month)}"
 
+    @property
+    def left_out(self) -> str:
+        """What stands in ``topics_left_out``, of some topics."""
+        return listed(tuple(self.topics_left_out.values()), SHOWN, "; ")
+
     def degraded(self) -> tuple[str, ...]:
         """Say what the alert state and the OOD fraction do not: that they are blind, or old."""
         return tuple(_degraded(self))
@@ -110,14 +115,9 @@ class CoordinatorStatus:
 def _unseen(status: CoordinatorStatus) -> Iterator[str]:
     yield from status.topics_left_out.values()
     if status.topics_gone:
-        yield f"the broker has no more of {_some(status.topics_gone)}, which the log has"
+        yield f"the broker has no more of {listed(status.topics_gone, SHOWN)}, which the log has"
     if status.unread:
-        yield f"drift is not judged further yet: no worker has {_some(status.unread)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+        yield f"drift is not judged further yet: no worker has {listed(status.unread, SHOWN)}"
 
 
 def _month_words(month: MonthlyEffect | None) -> str:

@@ -4,6 +4,7 @@ from collections import Counter as Totals
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from prometheus_client import Counter
 
@@ -26,6 +27,16 @@ HEALTHY_REPORT_AGE_S = 30.0
 ALIVE_S = 60.0
 FRESH_S = 5.0
 """Workers report once a second; a partition without a report for so long has no worker."""
+NOTHING_LEFT_S = 30.0
+"""How long nobody must be able to read anything: a broker's rights may be given anew meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a worker leaves a partition out, and when it said so last."""
+
+    why: str
+    told_s: float
 
 
 @dataclass(slots=True)
@@ -55,8 +66,9 @@ class PartitionTable:
         self._start_timeout_s = patience.start_timeout_s
         self._seen: dict[TopicPartition, _Seen] = {}
         self._awaited_since_s: dict[TopicPartition, float] = {}
-        self._listed: frozenset[str] | None = None
-        self._refused: Mapping[str, str] = {}
+        self._listed: Mapping[str, int] | None = None
+        self._refused: Mapping[TopicPartition, str] = {}
+        self._nothing_since_s: float | None = None
         self.topics_gone: Sequence[str] = ()
         """Those that a pattern read and finds no more, as of the last `lost`."""
 
@@ -67,29 +79,51 @@ class PartitionTable:
     def listed(self, topics: Mapping[str, int] | None) -> None:
         """Learn how many partitions the broker has of each topic; None changes nothing."""
         if topics is not None:
-            self._listed = frozenset(name for name, count in topics.items() if count)
+            self._listed = {name: count for name, count in topics.items() if count}
 
-    def refuse(self, topics: Mapping[str, str]) -> None:
-        """Learn which topics workers leave out, and why: nothing comes of them."""
-        self._refused = topics
+    def refuse(self, told: Mapping[TopicPartition, Refusal], now_s: float) -> None:
+        """Learn which partitions workers leave out, and why: nothing comes of them.
+
+        Of one that a worker has, or had since, nobody's older word counts.
+        """
+        self._refused = {
+            partition: refusal.why
+            for partition, refusal in told.items()
+            if (seen := self._seen.get(partition)) is None
+            or (seen.worker is None and seen.reported_s <= refusal.told_s)
+        }
+        if not self._all_refused():
+            self._nothing_since_s = None
+        elif self._nothing_since_s is None:
+            self._nothing_since_s = now_s
 
     def lost(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:
         """As `gone`, and show it."""
         found, left_out = self.gone(known), self.left_out()
         topics = {partition.topic for partition in found}
         self.topics_gone = self._reads.among(topics - left_out.keys())
-        refused = len(self._refused)
+        refused = len({partition.topic for partition in self._refused})
         counts = refused, len(left_out) - refused, len(self.topics_gone)
         for why, count in zip(WHY_LEFT_OUT, counts, strict=True):
-            self._metrics.topics_left_out.labels(why).set(count)
+            # Before the broker was asked nobody knows: 0 would make the first count a rise.
+            if why == "refused" or self._listed is not None:
+                self._metrics.topics_left_out.labels(why).set(count)
         return found
 
     def left_out(self) -> Mapping[str, str]:
-        """Say of topics why nothing of them is read: those refused, those named and not there."""
-        return {
+        """Say of topics why nothing, or not all of them is read: refused, or named and away."""
+        found = {
             name: f"the broker has no topic {name}: it was deleted, or may not be DESCRIBEd"
             for name in self.absent(self._reads.names)
-        } | {name: f"topic {name} is left out: {why}" for name, why in self._refused.items()}
+        }
+        for name, own in groupby(sorted(self._refused), key=lambda partition: partition.topic):
+            refused = list(own)
+            count, why = (self._listed or {}).get(name, 0), self._refused[refused[0]]
+            which = f"topic {name} is"
+            if len(refused) < count:
+                which = f"{len(refused)} of {count} partitions of topic {name} are"
+            found[name] = f"{which} left out: {why.removeprefix(f'topic {name}: ')}"
+        return found
 
     def gone(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Those of ``known`` whose topic neither the broker lists nor a worker reads, or can."""
@@ -97,17 +131,27 @@ class PartitionTable:
         return [
             partition
             for partition in known
-            if partition.topic in self._refused
-            or not (self._listed is None or partition.topic in self._listed | read)
+            if partition in self._refused
+            or not (self._listed is None or partition.topic in self._listed.keys() | read)
         ]
 
-    def nothing_left(self) -> bool:
-        """Whether each topic that the broker lists is refused."""
-        return bool(self._listed) and self._refused.keys() >= (self._listed or frozenset())
+    def nothing_left(self, now_s: float) -> bool:
+        """Whether all that the broker lists was refused for a while, and no worker has anything."""
+        since_s = self._nothing_since_s
+        return since_s is not None and now_s - since_s >= NOTHING_LEFT_S
+
+    def _all_refused(self) -> bool:
+        if not self._listed or any(seen.worker for seen in self._seen.values()):
+            return False
+        return all(
+            TopicPartition(name, number) in self._refused
+            for name, count in self._listed.items()
+            for number in range(count)
+        )
 
     def absent(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of the topics that the broker does not list."""
-        return () if self._listed is None else tuple(sorted({*names} - self._listed))
+        return () if self._listed is None else tuple(sorted({*names} - self._listed.keys()))
 
     def unread(self, now_s: float) -> list[TopicPartition]:
         """Those that the log has, and no worker has reported for `HEALTHY_REPORT_AGE_S` seconds."""
@@ -264,12 +308,13 @@ class WorkerTable:
         known = self._workers.values()
         return [worker.report for worker in known if now_s - worker.received_s <= age_s]
 
-    def left_out(self, now_s: float) -> Mapping[str, str]:
-        """Give the topics, of several, that workers leave out, and why."""
+    def left_out(self, now_s: float) -> Mapping[TopicPartition, Refusal]:
+        """Give the partitions that workers leave out; of each the newest word."""
         return {
-            partition.topic: why
-            for report in self.heard_within(HEALTHY_REPORT_AGE_S, now_s)
-            for partition, why in sorted(report.left_out.items())
+            partition: Refusal(why, worker.received_s)
+            for worker in sorted(self._workers.values(), key=lambda worker: worker.received_s)
+            if now_s - worker.received_s <= HEALTHY_REPORT_AGE_S
+            for partition, why in worker.report.left_out.items()
         }
 
     def missing(self, now_s: float) -> tuple[str, ...]:

@@ -1,8 +1,17 @@
+from dataclasses import replace
+
 import pytest
 
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.fleet import Fleet
-from nap_stream.monitor.tables import REPORTS, ClockTable, PartitionTable, WorkerTable
+from nap_stream.monitor.tables import (
+    NOTHING_LEFT_S,
+    REPORTS,
+    ClockTable,
+    PartitionTable,
+    Refusal,
+    WorkerTable,
+)
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
 from nap_stream.settings.run import DriverSettings
 from nap_stream.settings.topics import TopicSelection
@@ -106,18 +115,22 @@ def test_series_follow_the_partition() -> None:
 
 def test_nothing_is_expected_of_a_topic_that_is_left_out_until_it_is_read_again() -> None:
     metrics = Metrics("1")
-    images, cameras = partition(0).topic, "cameras"
-    reads = TopicSelection((images, cameras, "away"))
+    images = partition(0).topic
+    reads = TopicSelection((images, "cameras", "away"))
     table, workers = PartitionTable(metrics, PATIENCE, reads), WorkerTable(metrics, FLEET)
 
     def left_out(why: str) -> float | None:
         return metrics.registry.get_sample_value("nap_stream_topics_left_out", {"why": why})
 
-    table.listed({images: 1, cameras: 1, "away": 0})
     table.take(told("a", progress(0, 5, lag=3)), 0.0)
-    workers.take(report("a", number=1, left_out={partition(0): "it is forbidden"}), 1.0)
-    table.refuse(workers.left_out(1.0))
+    table.lost([partition(0)])
+    assert [left_out(why) for why in ("refused", "absent", "gone")] == [0, None, None]
+
+    table.listed({images: 1, "cameras": 1, "away": 0})
+    why = f"topic {images}: it is forbidden"
+    workers.take(report("a", number=1, left_out={partition(0): why}), 1.0)
     table.take(told("a"), 1.0)
+    table.refuse(workers.left_out(1.0), 1.0)
 
     assert table.expected(2.0, logged({0: 5}).get) == []
     assert table.lost([partition(0)]) == [partition(0)]
@@ -125,16 +138,63 @@ def test_nothing_is_expected_of_a_topic_that_is_left_out_until_it_is_read_again(
     assert table.left_out()[images] == f"topic {images} is left out: it is forbidden"
     assert "no topic away" in table.left_out()["away"]
     assert [left_out(why) for why in ("refused", "absent", "gone")] == [1, 1, 0]
-    assert not table.nothing_left()
-
-    table.refuse({images: "it is forbidden", cameras: "so is this"})
-    assert table.nothing_left()
 
     workers.take(report("a", number=2), 3.0)
-    table.refuse(workers.left_out(3.0))
     table.take(told("a", progress(0, 5, lag=3)), 3.0)
+    table.refuse(workers.left_out(3.0), 3.0)
     assert table.expected(3.0, logged({0: 5}).get) == [partition(0)]
     assert table.lost([partition(0)]) == []
+
+
+def test_a_partition_that_one_worker_leaves_out_takes_no_other_along() -> None:
+    metrics = Metrics("1")
+    images = partition(0).topic
+    table, workers = PartitionTable(metrics, PATIENCE), WorkerTable(metrics, FLEET)
+
+    def look(now_s: float, *reports: WorkerReport) -> None:
+        for one in reports:
+            workers.take(one, now_s)
+            table.take(one, now_s)
+        table.refuse(workers.left_out(now_s), now_s)
+
+    table.listed({images: 2})
+    reads_0 = told("a", progress(0, 5, lag=3))
+    for second in range(40):
+        one = report("b", number=second, left_out={partition(1): "it was truncated"})
+        look(float(second), replace(reads_0, number=second), one)
+        assert not table.nothing_left(float(second))
+    known = [partition(0), partition(1)]
+    assert table.gone(known) == [partition(1)]
+    assert table.expected(39.0, logged({}).get) == [partition(0)]
+    assert table.left_out() == {
+        images: f"1 of 2 partitions of topic {images} are left out: it was truncated"
+    }
+
+    # b dies, and a takes up what it left out: b's last word counts no more.
+    look(41.0, replace(told("a", progress(0, 5), progress(1, 7)), number=41))
+    assert (table.gone(known), table.left_out()) == ([], {})
+    # Nor does it once a, too, has given it away.
+    look(42.0, replace(told("a", progress(0, 5)), number=42))
+    assert (table.gone(known), table.left_out()) == ([], {})
+
+
+def test_nothing_is_left_once_every_partition_was_refused_for_a_while() -> None:
+    images = partition(0).topic
+    table = PartitionTable(Metrics("1"), PATIENCE)
+    refused = {partition(0): Refusal("no", 0.0), partition(1): Refusal("no", 0.0)}
+    table.refuse(refused, 0.0)
+    assert not table.nothing_left(NOTHING_LEFT_S)
+
+    table.listed({images: 2, "away": 0})
+    table.refuse(refused, 0.0)
+    assert not table.nothing_left(NOTHING_LEFT_S - 1)
+    assert table.nothing_left(NOTHING_LEFT_S)
+    # One is taken up, of a topic that was not listed yet.
+    table.take(
+        report("a", partitions=(PartitionProgress(TopicPartition("new", 0), 5, 0, None),)), 30.0
+    )
+    table.refuse(refused, 30.0)
+    assert not table.nothing_left(90.0)
 
 
 def test_totals_are_counted_once() -> None:
