@@ -209,8 +209,7 @@ class Driver:
             if status is not None:
                 self._on_status(status)
                 if status.nothing_left:
-                    words = "; ".join(status.topics_left_out.values())
-                    raise BrokerError(f"no topic is left to read: {words}")
+                    raise BrokerError(f"no topic is left to read: {status.left_out}")
                 if (ending := self._reached(status)) is not None:
                     return ending
             self._require_loaded()
@@ -416,10 +415,10 @@ class Driver:
         reports = [report_of(slot, status) for slot in there]
         present = [report for report in reports if report is not None]
         owned = {progress.partition for report in present for progress in report.partitions}
-        left_out = len({partition for report in present for partition in report.left_out})
+        left_out = {partition for report in present for partition in report.left_out}
         return (
             len(present) == len(reports)
-            and len(owned) + left_out >= self._cluster.partitions()
+            and len(owned | left_out) >= self._cluster.partitions()
             and all(report.idle for report in present)
         )
 

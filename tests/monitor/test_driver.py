@@ -129,6 +129,7 @@ class FakeCluster:
     reason: str = ""
     may_wait: bool = False
     workers_wanted: int = 1
+    count: int = 1
     fleet: Fleet | None = None
 
     def wanted(self) -> int:
@@ -138,7 +139,7 @@ class FakeCluster:
         return 1
 
     def partitions(self) -> int:
-        return 1
+        return self.count
 
     def start_worker(self, name: str, incarnation: int) -> FakeWorker:
         self.started.append((name, incarnation, self.clock.monotonic()))
@@ -656,6 +657,25 @@ def test_a_partition_that_is_left_out_keeps_no_run_from_its_end() -> None:
         return status(_sent(report(idle=True, partitions=(), left_out=left_out), now))
 
     cluster = FakeCluster(ManualClock(), [FakeWorker()], view)
+    assert run(cluster, RunLimits(until_idle_s=5)).ending is Ending.IDLE
+    assert cluster.clock.monotonic() >= 25
+
+
+def test_a_partition_that_moves_while_it_is_left_out_counts_once() -> None:
+    """One worker has it, and another's report of before still says that it is left out."""
+
+    def view(now: float) -> CoordinatorStatus:
+        has = report(idle=True)
+        others = report(
+            worker="worker-1", idle=True, partitions=(), left_out={partition(0): "replaced"}
+        )
+        if now > 20:
+            others = replace(others, left_out={partition(1): "replaced"})
+        return status(*(_sent(one, now) for one in (has, others)))
+
+    cluster = FakeCluster(
+        ManualClock(), [FakeWorker(), FakeWorker()], view, workers_wanted=2, count=2
+    )
     assert run(cluster, RunLimits(until_idle_s=5)).ending is Ending.IDLE
     assert cluster.clock.monotonic() >= 25
 
