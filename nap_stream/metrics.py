@@ -111,9 +111,9 @@ class Metrics:
         self._add_workers(gauge)
         self.topics_left_out = gauge(
             "topics_left_out",
-            "Topics, of several, that are not, or not all, read: refused (replaced, or this user may "
-            "not read it), absent (named, and not there), or gone (the log has it, and a pattern finds "
-            "it no more).",
+            "Topics, of several, that are not read, or in part: refused (replaced, cut, or this "
+            "user may not), absent (named, and not there), or gone (the log has it, and a pattern "
+            "finds it no more).",
             ["why"],
         )
         # The others are known once the broker was asked.

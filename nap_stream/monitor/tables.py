@@ -119,10 +119,9 @@ class PartitionTable:
         for name, own in groupby(sorted(self._refused), key=lambda partition: partition.topic):
             refused = list(own)
             count, why = (self._listed or {}).get(name, 0), self._refused[refused[0]]
-            which = f"topic {name} is"
-            if len(refused) < count:
-                which = f"{len(refused)} of {count} partitions of topic {name} are"
-            found[name] = f"{which} left out: {why.removeprefix(f'topic {name}: ')}"
+            part = f" ({len(refused)} of {count} partitions)" if len(refused) < count else ""
+            why = why.removeprefix(f"topic {name}: ")
+            found[name] = f"topic {name} is left out{part}: {why}"
         return found
 
     def gone(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:

@@ -40,14 +40,12 @@ from nap_stream.source.kafka_group import (
     leave_group,
     message,
     past_the_end,
-    truncated,
     unreadable,
 )
 from nap_stream.source.kafka_topics import (
     REACHABLE_TIMEOUT_S,
     LeftOut,
     TopicWatch,
-    forbidden,
     take_metadata_as_it_is,
     why_silent,
 )
@@ -99,13 +97,13 @@ class KafkaSource:
         self._has_joined = False
         self._rejoins = False
         self._several = len(self._reads.names) != 1
-        self._left_out = LeftOut(settings, self._clock)
-        self._forbidden: set[str] = set()
-        self._truncated: dict[KafkaPartition, Any] = {}
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
+            self._left_out = LeftOut(
+                *(settings, self._consumer, self._clock, self._drop), several=self._several
+            )
             if self._several:
-                take_metadata_as_it_is(self._consumer, self._forbidden.update)
+                take_metadata_as_it_is(self._consumer, self._left_out.forbidden.update)
             self._subscribe(Rebalances(self._take, self._give_up))
         self._topics = TopicWatch(self._consumer, self._clock)
         self._commits = Commits(self._consumer, settings, instance_id)
@@ -126,13 +124,15 @@ class KafkaSource:
                 self._out_of_range(error.args[0])
                 return []
             except errors.TopicAuthorizationFailedError as error:
-                self._note_forbidden(error)
+                reads = self._consumer.assignment() - self._fresh
+                self._left_out.note_forbidden(error, {native.topic for native in reads})
                 return []
             except errors.LogTruncationError as error:
-                self._truncated |= error.divergent_offsets
+                self._left_out.truncated |= error.divergent_offsets
                 return []
             except UnicodeDecodeError as error:
                 raise unreadable(self._ends, error) from error
+            self._left_out.fetched({native.topic for native in records})
             return [
                 fetched
                 for partition in self._consumer.assignment() - self._fresh
@@ -164,11 +164,10 @@ class KafkaSource:
         try:
             return self._commits.commit(offsets, timeout_s)
         except BrokerError as error:
-            if not isinstance(error.__cause__, errors.TopicAuthorizationFailedError):
+            cause = error.__cause__
+            if not (self._several and isinstance(cause, errors.TopicAuthorizationFailedError)):
                 raise
-            if not self._several:
-                raise
-            self._forbidden |= set(error.__cause__.args[0])
+            self._left_out.note_forbidden(cause, {partition.topic for partition in offsets})
             return False
 
     def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -196,7 +195,7 @@ class KafkaSource:
             if not names:
                 return f"it has no {self._reads}; were they deleted, or may this user not see them?"
             asked = {KafkaPartition(name, 0) for name in names}
-        asked = {native for native in asked if native.topic not in self._left_out}
+        asked = {native for native in asked if native not in self._left_out}
         try:
             with self._typed_errors("asking for the ends of"):
                 self._ask_ends(asked)
@@ -210,15 +209,15 @@ class KafkaSource:
     def settled(self) -> bool:
         """Whether no rebalance is under way or asked for, and no partition is held back."""
         is_member = self._consumer.group_metadata().state is MemberState.STABLE
-        waits = any(native.topic not in self._left_out for native in self._fresh)
+        waits = any(native not in self._left_out for native in self._fresh)
         return is_member and not self._rejoins and not waits
 
     def left_out(self) -> Mapping[TopicPartition, str]:
         """The partitions that are left out, and why; see `Source.left_out`."""
         return {
-            from_native(native): self._left_out.why(native.topic)
+            from_native(native): why
             for native in self._fresh
-            if native.topic in self._left_out
+            if (why := self._left_out.why(native)) is not None
         }
 
     def close(self, timeout_s: float) -> None:
@@ -297,9 +296,7 @@ class KafkaSource:
         """
         if self._joins.under_way or self._clock.monotonic() < self._place_at:
             return
-        topics = {native.topic for native in self._fresh}
-        due = {topic for topic in topics if self._left_out.may_try(topic)}
-        waiting = sorted(native for native in self._fresh if native.topic in due)
+        waiting = self._left_out.due(self._fresh)
         if not waiting:
             return
         found: dict[KafkaPartition, PartitionOffsets] = {}
@@ -318,17 +315,19 @@ class KafkaSource:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
 
     def _place_found(self, found: Mapping[KafkaPartition, PartitionOffsets]) -> None:
-        """Place each topic's partitions; of several topics, one that is refused is left out."""
+        """Place each topic's partitions; of several topics, what is refused is left out."""
         for topic, natives in groupby(sorted(found), key=lambda native: native.topic):
             topic_id = self._topics.ids.get(topic)
             try:
                 for native in natives:
-                    self._place(native, replace(found[native], topic_id=topic_id))
-            except (OffsetRangeError, TopicReplacedError) as error:
-                self._leave_out(topic, error, lost=True)
+                    try:
+                        self._place(native, replace(found[native], topic_id=topic_id))
+                    except OffsetRangeError as error:
+                        self._left_out.partition(native, error)
+            except TopicReplacedError as error:
+                self._left_out.topic(topic, error)
             else:
-                if all(native.topic != topic for native in self._fresh):
-                    self._left_out.over(topic)
+                self._left_out.placed(topic, self._fresh)
 
     def _ask_by_topic(
         self, waiting: Sequence[KafkaPartition], found: dict[KafkaPartition, PartitionOffsets]
@@ -347,7 +346,7 @@ class KafkaSource:
             try:
                 found |= ask_offsets(self._consumer, of_topic)
             except errors.TopicAuthorizationFailedError as error:
-                self._note_forbidden(error)
+                self._left_out.note_forbidden(error, [topic])
             self._silent.discard(topic)
 
     def _place(self, native: KafkaPartition, found: PartitionOffsets) -> None:
@@ -358,7 +357,7 @@ class KafkaSource:
             if offset is None:
                 return
             was_told = True
-            if native.topic in self._left_out:
+            if native in self._left_out:
                 if offset > found.end:
                     raise past_the_end(native, offset, found.end)
                 # What is parked there is a refusal of before.
@@ -387,9 +386,8 @@ class KafkaSource:
         What is in flight may be of either topic, so it is dropped.
         """
         if replaced := self._topics.replaced():
-            owned = sorted(native for native in self._told if native.topic in replaced)
-            self._give_up(owned, lost=True)
-            self._hold_back(owned)
+            self._left_out.made_anew(replaced)
+            self._drop(sorted(one for one in self._told if one.topic in replaced), lost=True)
 
     def _ask_ends(self, asked: Collection[KafkaPartition]) -> None:
         if not asked:
@@ -397,54 +395,31 @@ class KafkaSource:
         try:
             self._consumer.end_offsets(list(asked), timeout_ms=REACHABLE_TIMEOUT_S * 1000)
         except errors.TopicAuthorizationFailedError as error:
-            self._note_forbidden(error)
-
-    def _note_forbidden(self, error: errors.TopicAuthorizationFailedError) -> None:
-        """Have the topics left out, with the next poll, that this user may not read.
-
-        Raises:
-            TopicAuthorizationFailedError: It is one that is read alone.
-        """
-        if not self._several:
-            raise error
-        self._forbidden |= set(error.args[0])
+            self._left_out.note_forbidden(error, {native.topic for native in asked})
 
     def _leave_out_wrong(self) -> None:
-        """Leave out the topics of which it was noticed that they cannot be read on.
+        """Leave out what it was noticed of that it cannot be read on.
 
         Raises:
-            OffsetRangeError: It is the only topic that is read.
+            OffsetRangeError: It is of the only topic that is read.
         """
-        if self._truncated:
+        if self._left_out.truncated:
             self._topics.look_again()
             self._notice_new_topic()
-        while self._truncated:
-            native, at = self._truncated.popitem()
-            if native in self._told - self._fresh:
-                self._leave_out(native.topic, truncated(native, at), lost=True)
-        while self._forbidden:
-            topic = self._forbidden.pop()
-            self._leave_out(topic, forbidden(self._settings, topic), lost=False)
+            self._left_out.drop_truncated(self._told - self._fresh)
+        self._left_out.drop_forbidden()
 
-    def _leave_out(self, topic: str, error: NapStreamError, *, lost: bool) -> None:
-        """Give a topic's partitions up and hold them back, in good order unless they are lost.
-
-        Raises:
-            NapStreamError: It is the only topic that is read: ``error``.
-        """
-        if not self._several:
-            raise error
-        self._left_out.add(topic, error, is_forbidden=not lost)
-        owned = sorted(one for one in self._consumer.assignment() if one.topic == topic)
-        self._give_up(owned, lost=lost)
-        self._hold_back(owned)
+    def _drop(self, natives: Iterable[KafkaPartition], lost: bool) -> None:
+        """Give partitions up, in good order unless they are lost, and hold them back."""
+        self._give_up(natives, lost=lost)
+        self._hold_back(natives)
 
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
         try:
             position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
         except errors.LogTruncationError as error:
             # It may be of another partition, and what was fetched of this one counts.
-            self._truncated |= error.divergent_offsets
+            self._left_out.truncated |= error.divergent_offsets
             position = None
         if position is None and records:
             position = records[-1].offset + 1
@@ -463,11 +438,15 @@ class KafkaSource:
         self._topics.look_again()
         self._notice_new_topic()
         positions = {p: offset for p, offset in positions.items() if p not in self._fresh}
-        ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
+        try:
+            ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
+        except errors.TopicAuthorizationFailedError as error:
+            self._left_out.note_forbidden(error, {native.topic for native in positions})
+            return
         for native, position in positions.items():
             if position > ends[native]:
                 past = past_the_end(native, position, ends[native])
-                self._leave_out(native.topic, past, lost=True)
+                self._left_out.partition(native, past)
                 continue
             structlog.get_logger().warning(
                 "offset_out_of_range", partition=str(from_native(native)), position=position

@@ -289,8 +289,9 @@ def truncated(native: KafkaPartition, at: Any) -> OffsetRangeError:
     return OffsetRangeError(
         f"the broker has lost messages that were read{first}",
         str(from_native(native)),
-        "Was a leader elected uncleanly? The log keeps the rows of what was lost, and goes on "
-        "behind them once the topic has come so far",
+        "Was a leader elected uncleanly? The log keeps the rows of what was lost; of what came in "
+        "its place it can take none. Read on from the partition's end in a new log.root, or start "
+        "anew to go on here once the topic has come so far",
     )
 
 

@@ -1,6 +1,6 @@
 """The topics of a consumer: whether they are still the same, and which of several are left out."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from threading import Event
@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka.admin import ACLOperation
+from kafka.structs import TopicPartition as KafkaPartition
 from kafka.util import WeakMethod
 
 from nap_stream.clock import Clock
@@ -21,6 +22,7 @@ from nap_stream.kafka.client import (
     translated_errors,
 )
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.source.kafka_group import truncated
 
 METADATA_TIMEOUT_S = 5.0
 UNWATCHED_S = 1.0
@@ -98,7 +100,9 @@ SILENT = "it does not answer"
 TRY_AGAIN_S = 1.0
 TRY_AGAIN_MOST_S = 30.0
 ASK_S = 2.0
-"""How long the broker may take to say what this user may do."""
+"""How long the broker may take to be reached, and to say what this user may do."""
+TRIAL_S = 5.0
+"""How long a topic is fetched without a refusal until it counts as read again."""
 
 
 @dataclass(slots=True)
@@ -107,23 +111,144 @@ class _Wait:
     is_forbidden: bool
     retry_at: float
     backoff_s: float
+    tried_at: float | None = None
+    """Since when it is fetched again, where only that tells whether it may be."""
 
 
 class LeftOut:
-    """The topics of several that cannot be read now, and why; each is tried again with backoff."""
+    """What cannot be read now of several topics, and why. Where one is read alone, it raises.
 
-    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
-        self._settings, self._clock = settings, clock
+    A topic is tried again with backoff. A partition that lost messages which were read is not:
+    what comes in their place has their offsets, and none of it would be judged.
+
+    ``drop`` gives partitions up, in good order unless they are lost, and holds them back.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        consumer: KafkaConsumer,
+        clock: Clock,
+        drop: Callable[[Iterable[KafkaPartition], bool], None],
+        *,
+        several: bool,
+    ) -> None:
+        self._settings, self._consumer, self._clock = settings, consumer, clock
+        self._drop, self._several = drop, several
         self._waits: dict[str, _Wait] = {}
+        self._lost: dict[KafkaPartition, str] = {}
+        self.forbidden: set[str] = set()
+        """The topics of which it was noticed that they may not be read; for `drop_forbidden`."""
+        self.truncated: dict[KafkaPartition, Any] = {}
+        """The partitions that lost messages, and the first offset; for `drop_truncated`."""
 
-    def __contains__(self, topic: object) -> bool:
-        return topic in self._waits
+    def __contains__(self, native: object) -> bool:
+        return isinstance(native, KafkaPartition) and self.why(native) is not None
 
-    def why(self, topic: str) -> str:
-        """Why one of them is left out."""
-        return self._waits[topic].why
+    def why(self, native: KafkaPartition) -> str | None:
+        """Why a partition is left out; None where it is not."""
+        wait = self._waits.get(native.topic)
+        return self._lost.get(native) or (None if wait is None else wait.why)
 
-    def add(self, topic: str, error: NapStreamError, *, is_forbidden: bool = False) -> None:
+    def note_forbidden(
+        self, error: errors.TopicAuthorizationFailedError, asked: Iterable[str]
+    ) -> None:
+        """Have the topics left out that this user may not read.
+
+        Those are all that were ``asked`` for, where the error does not say which.
+
+        Raises:
+            TopicAuthorizationFailedError: It is one that is read alone.
+        """
+        if not self._several:
+            raise error
+        self.forbidden |= set(error.args[0] if error.args else asked)
+
+    def drop_forbidden(self) -> None:
+        """Leave out the topics that were noted."""
+        while self.forbidden:
+            topic = self.forbidden.pop()
+            self.topic(topic, forbidden(self._settings, topic), is_forbidden=True)
+
+    def drop_truncated(self, reads: Container[KafkaPartition]) -> None:
+        """Leave out those of the partitions that were noted which are still read.
+
+        Raises:
+            OffsetRangeError: It is of the only topic that is read.
+        """
+        while self.truncated:
+            native, at = self.truncated.popitem()
+            if native in reads:
+                self.partition(native, truncated(native, at))
+
+    def topic(self, topic: str, error: NapStreamError, *, is_forbidden: bool = False) -> None:
+        """Give a topic's partitions up and hold them back.
+
+        Raises:
+            NapStreamError: It is the only topic that is read: ``error``.
+        """
+        if not self._several:
+            raise error
+        self._wait(topic, error, is_forbidden=is_forbidden)
+        owned = sorted(one for one in self._consumer.assignment() if one.topic == topic)
+        self._drop(owned, not is_forbidden)
+
+    def partition(self, native: KafkaPartition, error: NapStreamError) -> None:
+        """Give a partition up that must not be read on, and hold it back for good.
+
+        Raises:
+            NapStreamError: It is of the only topic that is read: ``error``.
+        """
+        if not self._several:
+            raise error
+        if native not in self._lost:
+            structlog.get_logger().error(
+                "topic_left_out", topic=native.topic, partition=native.partition, cause=str(error)
+            )
+        self._lost[native] = str(error)
+        self._drop([native], True)
+
+    def made_anew(self, topics: Container[str]) -> None:
+        """Forget what was lost of topics whose place another of the name has taken."""
+        self._lost = {one: why for one, why in self._lost.items() if one.topic not in topics}
+
+    def due(self, held_back: Iterable[KafkaPartition]) -> list[KafkaPartition]:
+        """Those of the partitions that it is time to try to read, and the broker lets us."""
+        waiting = [native for native in held_back if native not in self._lost]
+        topics = {native.topic for native in waiting}
+        now = self._clock.monotonic()
+        due = {t for t in topics if t not in self._waits or now >= self._waits[t].retry_at}
+        if any(topic in self._waits and self._waits[topic].is_forbidden for topic in due):
+            # All of them at once: a question for each would take its time for each.
+            asked = {t for t in topics if t in self._waits and self._waits[t].is_forbidden}
+            allowed = may_read(self._settings, asked)
+            for topic in asked - allowed:
+                self._wait(topic, forbidden(self._settings, topic), is_forbidden=True)
+            due = (due - asked) | allowed
+        return sorted(native for native in waiting if native.topic in due)
+
+    def placed(self, topic: str, held_back: Iterable[KafkaPartition]) -> None:
+        """Take note that a topic is fetched again, unless some of it still waits for that."""
+        wait = self._waits.get(topic)
+        if wait is None or any(one.topic == topic and one not in self._lost for one in held_back):
+            return
+        if not wait.is_forbidden:
+            self._taken_up(topic)
+        elif wait.tried_at is None:
+            wait.tried_at = self._clock.monotonic()
+
+    def fetched(self, topics: Collection[str]) -> None:
+        """Take note of what a fetch brought: what was fetched, or for a while not refused, is read.
+
+        Until then the backoff stays. A broker may not say what it will refuse.
+        """
+        now = self._clock.monotonic()
+        for topic, wait in list(self._waits.items()):
+            since = wait.tried_at
+            if since is not None and (topic in topics or now - since >= TRIAL_S):
+                self._taken_up(topic)
+
+    def _wait(self, topic: str, error: NapStreamError, *, is_forbidden: bool) -> None:
         """Leave a topic out, or go on to; it is said where that is new, or has another reason."""
         last, why = self._waits.get(topic), str(error)
         if last is None or last.why != why:
@@ -132,23 +257,13 @@ class LeftOut:
         retry_at = self._clock.monotonic() + delay_s
         self._waits[topic] = _Wait(why, is_forbidden, retry_at, delay_s)
 
-    def may_try(self, topic: str) -> bool:
-        """Whether it is time to try to read a topic, and the broker does not forbid it."""
-        wait = self._waits.get(topic)
-        if wait is None:
-            return True
-        if self._clock.monotonic() < wait.retry_at:
-            return False
-        if wait.is_forbidden and not may_read(self._settings, topic):
-            self.add(topic, forbidden(self._settings, topic), is_forbidden=True)
-            return False
-        return True
-
-    def over(self, topic: str) -> None:
-        """Read a topic again; harmless where it is."""
-        wait = self._waits.pop(topic, None)
-        if wait is not None:
-            structlog.get_logger().info("topic_taken_up", topic=topic, left_out_for=wait.why)
+    def _taken_up(self, topic: str) -> None:
+        structlog.get_logger().info(
+            "topic_taken_up",
+            topic=topic,
+            left_out_for=self._waits.pop(topic).why,
+            drift="what came meanwhile is late: it is logged, and may not be judged",
+        )
 
 
 def forbidden(settings: KafkaSettings, topic: str) -> BrokerError:
@@ -161,22 +276,26 @@ def forbidden(settings: KafkaSettings, topic: str) -> BrokerError:
     )
 
 
-def may_read(settings: KafkaSettings, topic: str) -> bool:
-    """Whether the broker says that this user may READ a topic; one that cannot say it may.
+def may_read(settings: KafkaSettings, topics: Collection[str]) -> set[str]:
+    """Those of the topics that the broker says this user may READ, or says nothing about.
 
     A fetch tells it too, and leaves no trace where it brings nothing.
     """
-    options = client_options(settings) | {"bootstrap_timeout_ms": int(ASK_S * 1000)}
+    within_ms = int(ASK_S * 1000)
+    options = client_options(settings) | {
+        "bootstrap_timeout_ms": within_ms,
+        "request_timeout_ms": within_ms,
+    }
     try:
         with (
-            translated_errors(settings, f"asking what may be done with {topic}"),
+            translated_errors(settings, "asking which topics may be read"),
             closing(open_client(KafkaAdminClient, options)) as admin,
         ):
-            found = list(described(admin, settings, [topic]))
+            found = list(described(admin, settings, sorted(topics), topics))
     except BrokerError:
-        return False
-    allowed = [topic.get("authorized_operations") for topic in found]
-    return bool(found) and all(not one or ACLOperation.READ.name in one for one in allowed)
+        return set()
+    allowed = {topic["name"]: topic.get("authorized_operations") for topic in found}
+    return {name for name, may in allowed.items() if not may or ACLOperation.READ.name in may}
 
 
 def why_silent(settings: KafkaSettings, topics: Sequence[str], *, several: bool) -> str | None:

@@ -167,7 +167,7 @@ def test_a_partition_that_one_worker_leaves_out_takes_no_other_along() -> None:
     assert table.gone(known) == [partition(1)]
     assert table.expected(39.0, logged({}).get) == [partition(0)]
     assert table.left_out() == {
-        images: f"1 of 2 partitions of topic {images} are left out: it was truncated"
+        images: f"topic {images} is left out (1 of 2 partitions): it was truncated"
     }
 
     # b dies, and a takes up what it left out: b's last word counts no more.

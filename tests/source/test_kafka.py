@@ -9,12 +9,12 @@ from kafka import errors
 from structlog.testing import capture_logs
 
 from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
-from nap_stream.kafka.client import connect, create_topics
+from nap_stream.kafka.client import connect, create_topics, to_native
 from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from nap_stream.source.kafka_group import ask_offsets
-from nap_stream.source.kafka_topics import UNWATCHED_S
+from nap_stream.source.kafka_topics import TRY_AGAIN_S, UNWATCHED_S
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, delete_before, new_settings, replace_topic, send
@@ -264,6 +264,75 @@ def test_a_topic_whose_leader_is_away_does_not_keep_the_other_back(
         assert [each.value for each in poll_messages(source, 1)] == [settings.topic.encode()]
     told = [event["event"] for event in events]
     assert told == ["partitions_wait_for_offsets", "offsets_found"]
+
+
+@pytest.mark.kafka
+def test_a_partition_that_lost_messages_is_left_out_alone_and_for_good(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python's answer to an unclean election; what comes in the place of what was lost."""
+    settings = new_settings(apache_kafka.bootstrap)
+    other = f"{settings.topic}-other"
+    create_topics(settings, [other], 2)
+    both = settings.model_copy(update={"topics": (settings.topic, other)})
+    lost, beside = TopicPartition(other, 0), TopicPartition(other, 1)
+    sent = [(settings.topic, 0), (other, 0), (other, 1)]
+    for topic, number in sent:
+        send(settings, [b"before"], topic=topic, partition=number)
+    listener = Listener()
+    source = opened(both, listener)
+    assert len(poll_messages(source, 3)) == 3
+
+    poll, truncations = source._consumer.poll, [{to_native(lost): None}]
+
+    def poll_once_truncated(*arguments: Any, **options: Any) -> Any:
+        if truncations:
+            raise errors.LogTruncationError(truncations.pop())
+        return poll(*arguments, **options)
+
+    monkeypatch.setattr(source._consumer, "poll", poll_once_truncated)
+    with capture_logs() as events:
+        wait_until(lambda: not source.poll(0.1, 10) and bool(source.left_out()), "it to be out")
+        for topic, number in sent:
+            send(settings, [b"later"], topic=topic, partition=number)
+        found = poll_messages(source, 2)
+        held_at = time.monotonic()
+        wait_until(
+            lambda: source.poll(0.1, 10) == [] and time.monotonic() - held_at > 2 * TRY_AGAIN_S,
+            "it to be tried again, if ever",
+        )
+    assert {message.partition for message in found} == {TopicPartition(settings.topic, 0), beside}
+    assert listener.losses == [lost]
+    (why,) = source.left_out().values()
+    assert source.left_out().keys() == {lost}
+    assert f"{lost}: the broker has lost messages that were read" in why
+    (said,) = [event for event in events if event["event"] == "topic_left_out"]
+    assert (said["topic"], said["partition"]) == (other, 0)
+    assert source.settled()
+
+
+@pytest.mark.kafka
+def test_a_topic_whose_commit_may_not_be_seen_is_left_out_though_the_error_names_none(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, other = two_topics(apache_kafka.bootstrap)
+    for name in settings.topics:
+        send(settings, [name.encode()], topic=name)
+    hidden = {settings.topic}
+
+    def without_rights(consumer: Any, partitions: Sequence[Any]) -> Any:
+        if hidden & {native.topic for native in partitions}:
+            raise errors.TopicAuthorizationFailedError
+        return ask_offsets(consumer, partitions)
+
+    monkeypatch.setattr("nap_stream.source.kafka.ask_offsets", without_rights)
+    source = opened(settings, Listener())
+    assert [each.value for each in poll_messages(source, 1)] == [other.encode()]
+    source.poll(0.1, 10)
+    assert [partition.topic for partition in source.left_out()] == [settings.topic]
+    hidden.clear()
+    assert [each.value for each in poll_messages(source, 1)] == [settings.topic.encode()]
+    assert source.left_out() == {}
 
 
 @pytest.mark.kafka
