@@ -262,7 +262,7 @@ class LeftOut:
             "topic_taken_up",
             topic=topic,
             left_out_for=self._waits.pop(topic).why,
-            drift="what came meanwhile is late: it is logged, and may not be judged",
+            drift="what came meanwhile counts late; a replay judges it by its own times",
         )
 
 
