@@ -5,7 +5,7 @@ be read. Memory grows with what is told apart, not with rows.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -220,12 +220,8 @@ def worked(
     runs: Sequence[Run],
     period: Span,
     unread: list[ChainBrokenError],
-    *,
-    streams: Mapping[str, Collection[str]],
 ) -> Iterator[Run]:
     """Tell of each run how many images of a period it judged, and when its last row was scored.
-
-    ``streams`` are the topics of each stream, by its name.
 
     Raises:
         ScoredLogError: The store cannot be read.
@@ -233,7 +229,7 @@ def worked(
     with Engine(store, unread) as engine:
         for start in range(0, len(runs), RUNS_A_QUESTION):
             some = runs[start : start + RUNS_A_QUESTION]
-            sql, values = _work(some, period, streams)
+            sql, values = _work(some, period)
             told = [
                 answer.to_pylist()[0]
                 for chunk in chunks(files)
@@ -246,13 +242,11 @@ def worked(
                 yield replace(run, seen_ms=seen_ms, judged=judged)
 
 
-def _work(
-    runs: Sequence[Run], period: Span, streams: Mapping[str, Collection[str]]
-) -> tuple[str, list[Any]]:
+def _work(runs: Sequence[Run], period: Span) -> tuple[str, list[Any]]:
     columns: list[str] = []
     values: list[Any] = []
     for place, run in enumerate(runs):
-        topics = sorted(streams.get(run.started.topic, (run.started.topic,)))
+        topics = sorted(run.topics or {run.started.topic})
         ends = (*topics, run.start_ms, run.followed_ms or LATEST_MS)
         marks = ", ".join("?" * len(topics))
         passes = f"FILTER (topic IN ({marks}) AND scored_ms >= ? AND scored_ms < ?"

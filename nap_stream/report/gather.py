@@ -17,7 +17,7 @@ from nap_stream.report.counts import (
     tally,
     worked,
 )
-from nap_stream.report.history import History, Span, history, streams_of
+from nap_stream.report.history import History, Span, history, streams_of, topics_read
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.index import HOUR_MS
@@ -191,7 +191,7 @@ def gather(
     found = counted(query, files, unit_ms)
     own = told.within(since_ms, until_ms)
     telling = _telling_of_runs(every, files, until_ms)
-    runs = worked(store, telling, own.runs, (since_ms, until_ms), unread, streams=streams)
+    runs = worked(store, telling, own.runs, (since_ms, until_ms), unread)
     rows = most_anomalous(store, query, asked.images, files=files, unread=unread).to_pylist()
     comparison = None
     if beside is not None and beside_files is not None and asked.compared is not None:
@@ -251,8 +251,10 @@ def _history(
     events: Sequence[Event], asked: Asked, topics: Sequence[str]
 ) -> tuple[History, Mapping[str, frozenset[str]]]:
     """What happened to the streams of topics, and which topics each is of."""
-    streams = streams_of(events, topics)
-    return history(events, None if asked.topic is None else streams.keys()), streams
+    read = topics_read(events, topics)
+    streams = streams_of(read, topics)
+    own = None if asked.topic is None else streams.keys()
+    return history(events, own, read), streams
 
 
 def _by_month(months: Months | None, period: Span) -> "tuple[Sequence[BesideBaseline], str]":

@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import structlog
+
 from nap_stream.alert.event import GAP_TYPE
 from nap_stream.alert.unscored import UNSCORED_PREFIX
 from nap_stream.core.alert_state import Detector
 from nap_stream.scored_log.events import Event, EventKind, alert_id
 from nap_stream.scored_log.history import differences
 from nap_stream.settings.drift import DriftSettings
-from nap_stream.settings.topics import LONGEST_PATTERN, TopicSelection, require_pattern
+from nap_stream.settings.topics import LONGEST_PATTERN
 from nap_stream.text import LATEST_MS
 
 Span = tuple[int, int]
 """From and to, milliseconds since the epoch."""
+RunKey = tuple[str, str, int]
+"""A run's topic, by whom it is, and when it began."""
 NOT_RECORDED = "not recorded"
 
 
@@ -30,7 +34,7 @@ class Run:
     ``next_ms`` is when the same monitor was started again, ``followed_ms`` when any monitor of the
     topic was: null where none was. Of the rows that were scored before that, ``seen_ms`` is when
     the last one was, null where there is none, and ``judged`` counts those of a period that have
-    scores.
+    scores. ``topics`` are those of the log that it says it reads.
     """
 
     started: Event
@@ -39,6 +43,7 @@ class Run:
     followed_ms: int | None = None
     seen_ms: int | None = None
     judged: int = 0
+    topics: frozenset[str] = frozenset()
 
     @property
     def start_ms(self) -> int:
@@ -161,36 +166,81 @@ class History:
         )
 
 
-def streams_of(events: Iterable[Event], topics: Collection[str]) -> Mapping[str, frozenset[str]]:
-    """Which of the log's topics each monitor judges as one stream, by the stream's name.
-
-    A topic that no monitor says it reads is a stream of its own.
-    """
-    found = defaultdict[str, set[str]](set)
+def topics_read(
+    events: Iterable[Event], topics: Collection[str]
+) -> Mapping[RunKey, frozenset[str]]:
+    """Which of the log's topics each run says it reads."""
+    found = defaultdict[RunKey, frozenset[str]](frozenset)
+    fitting: dict[str, frozenset[str]] = {}
     for event in events:
-        if event.kind == EventKind.RUN_STARTED:
-            kafka = _tree(_tree(event.data.get("settings")).get("kafka"))
-            found[event.topic].update(_selection(kafka, event.topic).among(topics))
-    alone = set(topics).difference(*found.values())
-    return {name: frozenset(own) for name, own in found.items() if own} | {
+        if event.kind != EventKind.RUN_STARTED:
+            continue
+        kafka = _tree(_tree(event.data.get("settings")).get("kafka"))
+        names, pattern = kafka.get("topics"), kafka.get("topic_pattern")
+        if isinstance(pattern, str) and len(pattern) <= LONGEST_PATTERN:
+            if pattern not in fitting:
+                fitting[pattern] = _fitting(pattern, topics)
+            own = fitting[pattern]
+        else:
+            named = map(str, names) if isinstance(names, list) and names else (event.topic,)
+            own = frozenset(topics).intersection(named)
+        found[run_key(event)] |= own
+    return found
+
+
+def streams_of(
+    read: Mapping[RunKey, frozenset[str]], topics: Collection[str]
+) -> Mapping[str, frozenset[str]]:
+    """Which of the log's topics are a monitor's one stream, by its name; of any of its runs.
+
+    ``read`` is as `topics_read` gives it. A topic that no run says it reads is a stream of its own.
+    """
+    found = defaultdict[str, frozenset[str]](frozenset)
+    for (name, _, _), own in read.items():
+        found[name] |= own
+    alone = frozenset(topics).difference(*found.values())
+    return {name: own for name, own in found.items() if own} | {
         topic: frozenset({topic}) for topic in alone
     }
 
 
-def _selection(kafka: Mapping[str, Any], topic: str) -> TopicSelection:
-    """What a run said it reads, which others can have written."""
-    names, pattern = kafka.get("topics"), kafka.get("topic_pattern")
-    if isinstance(pattern, str) and len(pattern) <= LONGEST_PATTERN:
-        try:
-            require_pattern(pattern)
-        except ValueError:
-            return TopicSelection()
-        return TopicSelection((), pattern)
-    return TopicSelection(tuple(map(str, names)) if isinstance(names, list) and names else (topic,))
+def _fitting(pattern: str, topics: Collection[str]) -> frozenset[str]:
+    """The topics that fit a pattern which others can have written.
+
+    RE2 matches in time that is linear in the name; Python's own takes for ever where that is meant.
+    """
+    # Here: only logs that a pattern was read into need it.
+    import duckdb  # noqa: PLC0415
+
+    own = [topic for topic in topics if not topic.startswith("__")]
+    sql = "SELECT name FROM unnest($1::VARCHAR[]) AS t(name) WHERE regexp_full_match(name, $2)"
+    try:
+        with duckdb.connect() as connection:
+            found = connection.execute(sql, [own, pattern]).fetchall()
+    except duckdb.Error as error:
+        structlog.get_logger().warning(
+            "topic_pattern_not_read",
+            pattern=pattern,
+            cause=f"{error}: the topics that it is for count as streams of their own",
+        )
+        return frozenset()
+    return frozenset(name for (name,) in found)
 
 
-def history(events: Iterable[Event], streams: Collection[str] | None = None) -> History:
-    """Tell what happened to streams, by their names, or to all; ``events`` are in order."""
+def run_key(started: Event) -> RunKey:
+    """What a run is told by."""
+    return started.topic, started.by, started.time_ms
+
+
+def history(
+    events: Iterable[Event],
+    streams: Collection[str] | None = None,
+    read: Mapping[RunKey, frozenset[str]] | None = None,
+) -> History:
+    """Tell what happened to streams, by their names, or to all; ``events`` are in order.
+
+    ``read`` is as `topics_read` gives it.
+    """
     count, last, own = 0, None, defaultdict[str, list[Event]](list)
     for event in events:
         count, last = count + 1, event
@@ -201,7 +251,7 @@ def history(events: Iterable[Event], streams: Collection[str] | None = None) -> 
         _episodes(own[EventKind.ALERT], acknowledged, accepted), key=lambda each: each.start_ms
     )
     known = {id_ for each in episodes for id_ in each.ids}
-    runs = tuple(_runs(own[EventKind.RUN_STARTED], own[EventKind.RUN_STOPPED]))
+    runs = tuple(_runs(own[EventKind.RUN_STARTED], own[EventKind.RUN_STOPPED], read or {}))
     unplaced = tuple(event for event in acknowledged if alert_id(event) not in known)
     return History(
         last,
@@ -223,14 +273,20 @@ def _changes(runs: Iterable[Run]) -> Iterator[tuple[Run, str, str, str]]:
         before[who] = event
 
 
-def _runs(started: Sequence[Event], stopped: Iterable[Event]) -> list[Run]:
+def _runs(
+    started: Sequence[Event],
+    stopped: Iterable[Event],
+    read: Mapping[RunKey, frozenset[str]],
+) -> list[Run]:
     ends = {event.by: event for event in stopped}
     own: dict[tuple[str, str], int] = {}
     any_of: dict[str, int] = {}
     found = []
     for event in reversed(started):
         who = (event.topic, event.monitor)
-        found.append(Run(event, ends.get(event.by), own.get(who), any_of.get(event.topic)))
+        topics = read.get(run_key(event), frozenset())
+        later = own.get(who), any_of.get(event.topic)
+        found.append(Run(event, ends.get(event.by), *later, topics=topics))
         own[who] = any_of[event.topic] = event.time_ms
     return found[::-1]
 

@@ -1,10 +1,19 @@
 """What events tell: runs, alerts, answers and changes, by hand."""
 
+import time
 from dataclasses import replace
 
 import pytest
 
-from nap_stream.report.history import History, Run, history, outside, streams_of, without_monitor
+from nap_stream.report.history import (
+    History,
+    Run,
+    history,
+    outside,
+    streams_of,
+    topics_read,
+    without_monitor,
+)
 from nap_stream.scored_log.events import Event
 from tests.report.month import TOPIC, alert, at, run_started, write_events
 from tests.support.memory_store import MemoryStore
@@ -128,8 +137,8 @@ def test_a_run_that_says_nothing_that_can_be_used(data: dict[str, object]) -> No
     assert (run.bound, run.run_length, dict(run.drift)) == (None, None, {})
     assert (run.version, run.reason) == ("not recorded", "it runs, or was killed")
     assert replace(run, stopped=run.started).reason == "not recorded"
-    for time in ("noon", "0001-01-01T00:00:00", 3):
-        strange = Event(time_ms=1, kind="alert", by="c", data={"event": {"data": 3, "time": time}})
+    for at_ in ("noon", "0001-01-01T00:00:00", 3):
+        strange = Event(time_ms=1, kind="alert", by="c", data={"event": {"data": 3, "time": at_}})
         assert history([strange, replace(strange, data={})]).episodes[0].start_ms <= 1
 
 
@@ -158,11 +167,37 @@ def test_topics_that_a_monitor_judges_together_are_one_stream() -> None:
         started("hostile", topic_pattern="(a+)+b"),
         started("strange", topics=[1, None], topic_pattern=5),
     ]
-    assert streams_of(events, topics) == {
+    assert streams_of(topics_read(events, topics), topics) == {
         "cams": {"cam-1", "cam-2"},
         "others": {"vans", "cars"},
         "alone": {"alone"},
     }
+
+
+def test_a_run_counts_the_topics_that_it_read_itself() -> None:
+    def started(time: str, **kafka: object) -> Event:
+        event = run_started(time, "a")
+        data = {**event.data, "settings": {"kafka": {"topic": "cars", **kafka}}}
+        return replace(event, topic="cars", data=data)
+
+    topics = ["cars", "vans"]
+    events = [started("01T00:00"), started("02T00:00", topics=topics)]
+    read = topics_read(events, topics)
+    found = history(events, None, read)
+    assert [run.topics for run in found.runs] == [{"cars"}, {"cars", "vans"}]
+    assert streams_of(read, topics) == {"cars": {"cars", "vans"}}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(.*.*.*)*x?y?[^a-z]", "(?=a)(.*.*.*)*x?y?[^a-z]", "((a{1000}){1000}){1000}", "("]
+)
+def test_a_pattern_that_others_wrote_to_hang_whoever_reads_it_does_not(pattern: str) -> None:
+    topic = "a" * 60
+    event = run_started("01T00:00", "a")
+    event = replace(event, data={"settings": {"kafka": {"topic_pattern": pattern}}})
+    began_s = time.monotonic()
+    assert streams_of(topics_read([event], [topic]), [topic]) == {topic: {topic}}
+    assert time.monotonic() - began_s < 5
 
 
 def test_of_a_topic_only_its_own_events(month: History) -> None:
