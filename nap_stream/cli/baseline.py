@@ -394,6 +394,8 @@ def compare(
         hidden=CLEAR if settings is None else hidden_keys(settings.log.keys),
         reads=reads,
     )
+    if topic is None:
+        _require_named(store, query.topic)
     tell_pruned(store, query.reads or query.topic, since_ms, until_ms)
     with progress_bars() as new_bar:
         advance = new_bar("reading the log", "records")
@@ -407,6 +409,24 @@ def compare(
     if not console.is_terminal:
         console = Console(width=max(_WIDE, console.width))
     console.print(_comparison_table(rows))
+
+
+def _require_named(store: "SegmentStore", stream: str) -> None:
+    """Refuse a baseline of several topics where nothing says which they are.
+
+    Raises:
+        ConfigError: The log has topics, and none of the stream's name.
+    """
+    from nap_stream.scored_log.read import partitions
+
+    topics = sorted({partition.topic for partition in partitions(store)})
+    if topics and stream not in topics:
+        raise ConfigError(
+            f"the baseline is of {stream}, and the log has no topic of that name, but "
+            f"{listed(topics, 5)}",
+            store.root,
+            "Give --config, which says of which topics the stream is, or one with --topic",
+        )
 
 
 def _comparison_table(rows: "list[Comparison]") -> Table:

@@ -19,7 +19,7 @@ from nap_stream.settings.load import (
     masked_yaml,
     place_of,
 )
-from nap_stream.text import printable
+from nap_stream.text import listed, printable
 
 if TYPE_CHECKING:
     from nap_stream.doctor import Finding
@@ -96,7 +96,7 @@ def run(
     if result.status is not None and result.status.topics_left_out and result.ending == "idle":
         raise BrokerError(
             "not all topics were read to their ends",
-            ", ".join(result.status.topics_left_out),
+            listed(tuple(result.status.topics_left_out), 5),
             "See the warnings above; what is left out is in no row",
         )
 

@@ -160,9 +160,10 @@ class _BrokerSide:
 
     @property
     def missing(self) -> str:
-        """Which topics it does not have; empty where it has all."""
+        """Which topics it does not have, in words; empty where it has all."""
         names = sorted({*self.reads.names} - {*self.topics})
-        return f"the broker has no topic {', '.join(names)}" if names else ""
+        noun = "topic" if len(names) == 1 else "topics"
+        return f"{noun} {listed(names, 5)}: the broker has none of the name" if names else ""
 
 
 def _settings(config: Path | None, side: _BrokerSide | None) -> "Settings":

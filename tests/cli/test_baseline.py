@@ -126,6 +126,12 @@ def test_all_topics_of_a_monitor_are_one_stream(nap: Call, tmp_path: Path, site:
     assert [each["records"] for each in json.loads(ended.out)] == [17_280]
     ended = nap("compare", "--config", config, "--calibration", out, "--topic", "vans", "--json")
     assert [each["records"] for each in json.loads(ended.out)] == [5_760]
+    ended = nap("compare", "--log", two, "--calibration", out)
+    assert ended.exit_code == 2
+    assert (
+        "the baseline is of all, and the log has no topic of that name, but cars, vans" in ended.err
+    )
+    assert "Give --config" in ended.err
     ended = nap("plan", "--config", config, "--log", two, "--streams", 2, "--json")
     assert json.loads(ended.out)["stretch"]["topic"] == "all"
 

@@ -322,7 +322,7 @@ def test_all_topics_of_a_monitor_are_compared(nap: Call, site: Site) -> None:
 
     exit_code, out = verified(f"topics: [{first}, {other}, away]")
     assert exit_code == 1
-    assert "broker  not compared: the broker has no topic away" in out
+    assert "broker  not compared: topic away: the broker has none of the name" in out
     assert f"broker  {other}/0: [0, 2)" in out
 
     exit_code, out = verified(f"topics: [{first}, {other}]", "--topic", other)

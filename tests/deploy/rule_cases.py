@@ -7,7 +7,7 @@ value a minute, ``5x9`` for ten times 5, ``0+60x9`` for a growing one, ``_x9`` f
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nap_stream.metrics import Metrics
+from nap_stream.metrics import WHY_LEFT_OUT, Metrics
 from tests.support.summaries import partition
 
 NOW = 7 * 24 * 60 + 300
@@ -52,6 +52,8 @@ def whole_metrics() -> Metrics:
     metrics.set_watermark(partition(0), 5_000)
     for stage in ("publish", "batch"):
         metrics.observe_stage(stage, 0.1)
+    for why in WHY_LEFT_OUT:
+        metrics.topics_left_out.labels(why)
     return metrics
 
 
@@ -344,6 +346,7 @@ CASES: dict[str, list[Case]] = {
         fires("named, and away", 10, {'topics_left_out{why="absent"}': "2x30"}, why="absent"),
         fires("gone lately", 30, {'topics_left_out{why="gone"}': "0x10 1x90"}, why="gone"),
         quiet("gone for long", 90, {'topics_left_out{why="gone"}': "1x90"}),
+        quiet("and started anew", 90, {'topics_left_out{why="gone"}': "1x60 _x2 1x60"}),
         quiet("none", 10, {'topics_left_out{why="refused"}': "0x30"}),
     ],
     "NapStreamClockWrong": [
