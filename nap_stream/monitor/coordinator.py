@@ -209,6 +209,8 @@ class Coordinator:
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
             self._show()
+            refused = self._partitions.newly_refused()
+        self._journal.left_out(refused)
         self._send()
         self._signer.tick()
         self._dispatcher.outboxes.deliver()

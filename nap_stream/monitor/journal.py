@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +19,7 @@ from nap_stream.core.detection import DetectionPlan, window_bound
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import EventError, WorkerGaveUpError
 from nap_stream.process import writer_id
-from nap_stream.records import Status
+from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.events import (
     FOLDER,
     Event,
@@ -134,6 +134,14 @@ class Journal:
         data = {"asked_by": one_line(by[:MAX_FIELD]), "reason": one_line(cause[:MAX_FIELD])}
         self._add(EventKind.RELOAD_REFUSED, data)
         self.write(at_once=True)
+
+    def left_out(self, refused: Sequence[tuple[TopicPartition, str]]) -> None:
+        """Write of partitions, of several topics, why they are not read; ours are the words."""
+        for partition, why in refused:
+            reason = one_line(why[:MAX_FIELD])
+            self._add(EventKind.LEFT_OUT, {"partition": str(partition), "reason": reason})
+        if refused:
+            self.write()
 
     def tell(self, alerts: Iterable[AlertEvent]) -> None:
         """Take alerts that are about to be sent, in order, for the next `write`."""

@@ -68,6 +68,7 @@ class PartitionTable:
         self._awaited_since_s: dict[TopicPartition, float] = {}
         self._listed: Mapping[str, int] | None = None
         self._refused: Mapping[TopicPartition, str] = {}
+        self._refused_before: set[tuple[str, str]] = set()
         self._nothing_since_s: float | None = None
         self.topics_gone: Sequence[str] = ()
         """Those that a pattern read and finds no more, as of the last `lost`."""
@@ -96,6 +97,15 @@ class PartitionTable:
             self._nothing_since_s = None
         elif self._nothing_since_s is None:
             self._nothing_since_s = now_s
+
+    def newly_refused(self) -> list[tuple[TopicPartition, str]]:
+        """Give what is refused for a reason that was not given of its topic before, and why."""
+        found = []
+        for partition, why in sorted(self._refused.items()):
+            if (partition.topic, why) not in self._refused_before:
+                self._refused_before.add((partition.topic, why))
+                found.append((partition, why))
+        return found
 
     def lost(self, known: Iterable[TopicPartition]) -> list[TopicPartition]:
         """As `gone`, and show it."""

@@ -56,6 +56,7 @@ class EventKind(StrEnum):
     RUN_STARTED = "run-started"
     RUN_STOPPED = "run-stopped"
     RELOAD_REFUSED = "reload-refused"
+    LEFT_OUT = "left-out"
     ALERT = "alert"
     ACKNOWLEDGED = "acknowledged"
     ACCEPTED = "accepted"

@@ -121,8 +121,9 @@ def _words(event: Event) -> str:
         case EventKind.RUN_STOPPED:
             rows = [each for each in _tree(data, "rows_by_status").values() if type(each) is int]
             what = f"{data.get('reason')}, {number(sum(rows))} rows"
-        case EventKind.RELOAD_REFUSED:
-            what = f"asked for by {data.get('asked_by')}: {data.get('reason')}"
+        case EventKind.RELOAD_REFUSED | EventKind.LEFT_OUT:
+            by = f"asked for by {data.get('asked_by')}: " if "asked_by" in data else ""
+            what = f"{by}{data.get('reason')}"
         case EventKind.ALERT:
             told = _tree(data, "event")
             state, inner = str(told.get("type")).rpartition(".")[2], _tree(told, "data")

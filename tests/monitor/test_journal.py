@@ -24,11 +24,12 @@ from nap_stream.monitor.journal import (
     failed_words,
 )
 from nap_stream.scored_log.events import FOLDER, Event, alert_id, event_path, read_events
+from nap_stream.scored_log.history import entries
 from nap_stream.settings.load import masked_tree
 from nap_stream.settings.schema import Settings
 from tests.support.alert_sinks import FlakySink
 from tests.support.memory_store import MemoryStore
-from tests.support.summaries import FACTS, segments, settings
+from tests.support.summaries import FACTS, partition, report, segments, settings
 from tests.support.summary_log import SummaryList
 
 NOW_MS = 1_000_000
@@ -127,6 +128,24 @@ def test_a_run_is_written_from_its_start_to_its_end() -> None:
     assert all(auditor.had)
     assert stop.data == {"reason": "stopped", "rows_by_status": {"ok": 400}}
     assert (stop.kind, {event.by for event in events(store)}) == ("run-stopped", {start.by})
+
+
+def test_what_is_left_out_stands_in_the_chain_once_for_each_reason() -> None:
+    store, clock = MemoryStore(), ManualClock(NOW_MS)
+    cut = "images/1: the broker has lost messages that were read"
+    forbidden = {partition(0): "no right", partition(2): "no right"}
+    with running(store, FlakySink(), clock) as coordinator:
+        for number in range(10):
+            told = {partition(1): cut} if number < 5 else {partition(1): cut, **forbidden}
+            coordinator.report(report(number=number, left_out=told))
+            coordinator.tick()
+            clock.advance(1)
+    found = events(store, "left-out")
+    assert [event.data for event in found] == [
+        {"partition": "images/1", "reason": cut},
+        {"partition": "images/0", "reason": "no right"},
+    ]
+    assert [entry.what for entry in entries(found)] == [cut, "no right"]
 
 
 def test_a_store_that_fails_holds_no_alert_back() -> None:
