@@ -1,9 +1,10 @@
 """The topics of a consumer: whether they are still the same, and which of several are left out."""
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import structlog
@@ -100,7 +101,8 @@ SILENT = "it does not answer"
 TRY_AGAIN_S = 1.0
 TRY_AGAIN_MOST_S = 30.0
 ASK_S = 2.0
-"""How long the broker may take to be reached, and to say what this user may do."""
+"""How long a broker is tried, and may take to say what this user may do; kafka-python takes longer
+where one is connected and silent."""
 TRIAL_S = 5.0
 """How long a topic is fetched without a refusal until it counts as read again."""
 
@@ -137,6 +139,7 @@ class LeftOut:
         self._drop, self._several = drop, several
         self._waits: dict[str, _Wait] = {}
         self._lost: dict[KafkaPartition, str] = {}
+        self._question: tuple[set[str], Future[set[str]]] | None = None
         self.forbidden: set[str] = set()
         """The topics of which it was noticed that they may not be read; for `drop_forbidden`."""
         self.truncated: dict[KafkaPartition, Any] = {}
@@ -218,14 +221,29 @@ class LeftOut:
         topics = {native.topic for native in waiting}
         now = self._clock.monotonic()
         due = {t for t in topics if t not in self._waits or now >= self._waits[t].retry_at}
-        if any(topic in self._waits and self._waits[topic].is_forbidden for topic in due):
-            # All of them at once: a question for each would take its time for each.
-            asked = {t for t in topics if t in self._waits and self._waits[t].is_forbidden}
-            allowed = may_read(self._settings, asked)
-            for topic in asked - allowed:
-                self._wait(topic, forbidden(self._settings, topic), is_forbidden=True)
-            due = (due - asked) | allowed
+        refused = {t for t in topics if t in self._waits and self._waits[t].is_forbidden}
+        allowed = self._allowed(refused, ask=not due.isdisjoint(refused))
+        due = (due - refused) | (allowed & refused)
         return sorted(native for native in waiting if native.topic in due)
+
+    def _allowed(self, refused: set[str], *, ask: bool) -> set[str]:
+        """Those of the topics that may be read again, once the broker has said so.
+
+        A thread asks for all of them: a broker that is silent would hold up what is read.
+        """
+        if self._question is None:
+            if not ask:
+                return set()
+            self._question = refused, Future()
+            answer = self._question[1]
+            Thread(target=_answer, args=(answer, self._settings, refused), daemon=True).start()
+        asked, answer = self._question
+        if not answer.done():
+            return set()
+        self._question, allowed = None, answer.result()
+        for topic in (asked & refused) - allowed:
+            self._wait(topic, forbidden(self._settings, topic), is_forbidden=True)
+        return allowed
 
     def placed(self, topic: str, held_back: Iterable[KafkaPartition]) -> None:
         """Take note that a topic is fetched again, unless some of it still waits for that."""
@@ -274,6 +292,14 @@ def forbidden(settings: KafkaSettings, topic: str) -> BrokerError:
         f"topic {topic}",
         "Allow READ and DESCRIBE: it is then read from where its chain ends",
     )
+
+
+def _answer(answer: Future[set[str]], settings: KafkaSettings, topics: set[str]) -> None:
+    try:
+        answer.set_result(may_read(settings, topics))
+    # Whatever it is, it is raised where the answer is taken.
+    except Exception as error:  # noqa: BLE001
+        answer.set_exception(error)
 
 
 def may_read(settings: KafkaSettings, topics: Collection[str]) -> set[str]:
