@@ -18,7 +18,7 @@ from nap_stream.scored_log.events import Event, EventKind, alert_id
 from nap_stream.scored_log.history import differences
 from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.topics import LONGEST_PATTERN
-from nap_stream.text import LATEST_MS
+from nap_stream.text import LATEST_MS, printable
 
 Span = tuple[int, int]
 """From and to, milliseconds since the epoch."""
@@ -171,20 +171,20 @@ def topics_read(
 ) -> Mapping[RunKey, frozenset[str]]:
     """Which of the log's topics each run says it reads."""
     found = defaultdict[RunKey, frozenset[str]](frozenset)
-    fitting: dict[str, frozenset[str]] = {}
+    by_pattern = defaultdict[str, list[RunKey]](list)
     for event in events:
         if event.kind != EventKind.RUN_STARTED:
             continue
         kafka = _tree(_tree(event.data.get("settings")).get("kafka"))
         names, pattern = kafka.get("topics"), kafka.get("topic_pattern")
         if isinstance(pattern, str) and len(pattern) <= LONGEST_PATTERN:
-            if pattern not in fitting:
-                fitting[pattern] = _fitting(pattern, topics)
-            own = fitting[pattern]
-        else:
-            named = map(str, names) if isinstance(names, list) and names else (event.topic,)
-            own = frozenset(topics).intersection(named)
-        found[run_key(event)] |= own
+            by_pattern[pattern].append(run_key(event))
+            continue
+        named = map(str, names) if isinstance(names, list) and names else (event.topic,)
+        found[run_key(event)] |= frozenset(topics).intersection(named)
+    for pattern, own in _fitting(by_pattern, topics):
+        for run in by_pattern[pattern]:
+            found[run] |= own
     return found
 
 
@@ -204,27 +204,31 @@ def streams_of(
     }
 
 
-def _fitting(pattern: str, topics: Collection[str]) -> frozenset[str]:
-    """The topics that fit a pattern which others can have written.
+def _fitting(
+    patterns: Collection[str], topics: Collection[str]
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """The topics that fit each of some patterns, which others can have written.
 
     RE2 matches in time that is linear in the name; Python's own takes for ever where that is meant.
     """
-    # Here: only logs that a pattern was read into need it.
+    if not patterns:
+        return
+    # Here: most logs were read without a pattern.
     import duckdb  # noqa: PLC0415
 
     own = [topic for topic in topics if not topic.startswith("__")]
     sql = "SELECT name FROM unnest($1::VARCHAR[]) AS t(name) WHERE regexp_full_match(name, $2)"
-    try:
-        with duckdb.connect() as connection:
-            found = connection.execute(sql, [own, pattern]).fetchall()
-    except duckdb.Error as error:
-        structlog.get_logger().warning(
-            "topic_pattern_not_read",
-            pattern=pattern,
-            cause=f"{error}: the topics that it is for count as streams of their own",
-        )
-        return frozenset()
-    return frozenset(name for (name,) in found)
+    with duckdb.connect() as connection:
+        for pattern in patterns:
+            try:
+                found = connection.execute(sql, [own, pattern]).fetchall()
+            except duckdb.Error as error:
+                cause = f"{error}: the topics that it is for count as streams of their own"
+                structlog.get_logger().warning(
+                    "topic_pattern_not_read", pattern=printable(pattern), cause=printable(cause)
+                )
+            else:
+                yield pattern, frozenset(name for (name,) in found)
 
 
 def run_key(started: Event) -> RunKey:
