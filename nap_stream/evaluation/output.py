@@ -353,7 +353,8 @@ def _draw_scores(axes: "Axes", scores: Scores, groups: Sequence[Group], lines: s
     axes.set_xlabel("score, higher = more in-distribution")
     axes.set_ylabel("calibration images")
     axes.set_title(f"{len(scores):,} in-distribution images")
-    axes.legend()
+    # matplotlib warns where it looks for the best place and the machine is slow.
+    axes.legend(loc="upper right")
 
 
 def search_curve(search: WeightSearch) -> tuple[Scores, Scores]:
@@ -381,7 +382,7 @@ def _draw_search(axes: "Axes", search: WeightSearch) -> None:
     axes.set_xlabel("weight of the base score, 0 = NAP alone")
     axes.set_ylabel("AUROC against pseudo-OOD images")
     axes.set_title("search for the weight")
-    axes.legend()
+    axes.legend(loc="lower right")
 
 
 def _draw_selection(axes: "Axes", selection: Selection) -> None:

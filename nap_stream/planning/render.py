@@ -147,7 +147,7 @@ def _draw(axes: "Axes", request: PlanRequest, expectation: Expectation) -> None:
     axes.set_ylabel("records from the drift to the alarm")
     title = f"{request.words}, confidence {request.plan.confidence * 100:g} %"
     axes.set_title(title, parse_math=False)
-    axes.legend()
+    axes.legend(loc="upper right")
     if request.records_per_second:
         _add_times(axes, request.records_per_second)
 

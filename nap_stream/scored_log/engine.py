@@ -166,8 +166,8 @@ class Engine:
         """
         import duckdb  # noqa: PLC0415  as above
 
-        if len({file.path for file in files}) < len(files):
-            # A file took the name of one that was listed before it. DuckDB would read it twice.
+        if len({file.path for file in files}) < len({(file.path, file.mark) for file in files}):
+            # A file took the name of one that was listed before it: it would be read for both.
             raise ReplacedError
         self._files.show(files)
         try:
