@@ -391,9 +391,9 @@ def test_answers_are_right_while_a_compaction_exchanges_files() -> None:
     plain = MemoryStore()
     log = memory_log(plain)
     position = log.begin(CARS, 0)
-    for base in range(0, 40, 5):
-        records = [_record(offset, CARS) for offset in range(base, base + 5)]
-        position = log.publish(CARS, position, base + 5, records).position
+    for base in range(0, 40, 10):
+        records = [_record(offset, CARS) for offset in range(base, base + 10)]
+        position = log.publish(CARS, position, base + 10, records).position
     asks: list[Callable[[SegmentStore], Any]] = [
         lambda store: run_query(store, Query()).to_pylist(),
         lambda store: run_query(store, Query(is_ood=True)).to_pylist(),
