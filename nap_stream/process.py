@@ -1,5 +1,6 @@
 """What each program does as a process: a signal sets a flag, an event is one line of the log."""
 
+import getpass
 import logging
 import os
 import platform
@@ -9,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -78,6 +79,13 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def user_name() -> str | None:
+    """The name of the user whose process this is; None where it has none, as in some containers."""
+    with suppress(OSError, KeyError, ImportError):
+        return getpass.getuser()
+    return None
 
 
 def writer_id(name: str) -> str:

@@ -1,8 +1,6 @@
 """nap-stream reload: a monitor that runs takes up what its configuration says now."""
 
-import getpass
 import platform
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +10,7 @@ from rich.console import Console
 from nap_stream.cli.options import show_warnings, tell
 from nap_stream.clock import SystemClock
 from nap_stream.fetched import shown
+from nap_stream.process import user_name
 from nap_stream.settings.load import load_kafka_settings, place_of
 from nap_stream.text import bounded, moment, printable, rfc3339
 
@@ -78,7 +77,7 @@ def reload(
 
         answer = ask_reload(
             group,
-            bounded(f"{_user()}@{platform.node()}"),
+            bounded(f"{user_name() or 'somebody'}@{platform.node()}"),
             address=address,
             timeout_s=timeout,
             clock=SystemClock(),
@@ -91,9 +90,3 @@ def reload(
     typer.echo(f"in force{since}:")
     for name, was, now in answer.changes:
         typer.echo(printable(f"  {name}: {was} → {now}"))
-
-
-def _user() -> str:
-    with suppress(OSError, KeyError, ImportError):
-        return getpass.getuser()
-    return "somebody"

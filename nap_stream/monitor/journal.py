@@ -1,12 +1,10 @@
 """What a coordinator writes into the chain of events: its run, and each alert before it is sent."""
 
-import getpass
 import hashlib
 import json
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +16,7 @@ from nap_stream.core.alert_state import Detector
 from nap_stream.core.detection import DetectionPlan, window_bound
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import EventError, WorkerGaveUpError
-from nap_stream.process import writer_id
+from nap_stream.process import user_name, writer_id
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.events import (
     FOLDER,
@@ -108,7 +106,7 @@ class Journal:
         digest = hashlib.sha256(json.dumps(shown, sort_keys=True, separators=(",", ":")).encode())
         data: dict[str, Any] = {
             "version": version("nap-stream"),
-            "user": _user(),
+            "user": user_name(),
             "settings": shown,
             "settings_sha256": digest.hexdigest(),
             "model_fingerprint": calibration.model_fingerprint,
@@ -280,9 +278,3 @@ def failed_words(error: BaseException) -> str:
         names.append(type(cause).__name__)
         cause = cause.__cause__
     return one_line(f"failed: {words}{': '.join(names)}")
-
-
-def _user() -> str | None:
-    with suppress(OSError, KeyError, ImportError):
-        return getpass.getuser()
-    return None
