@@ -34,7 +34,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.demo.digits import one_torch_thread
 from nap_stream.demo.display import Display, show_outcome
 from nap_stream.demo.outcome import Check
-from nap_stream.demo.processes import MonitorProcess, embedded_broker, free_port
+from nap_stream.demo.processes import MonitorProcess, embedded_broker
 from nap_stream.demo.run import Show, Task, finishing_undisturbed, interrupted_by_sigterm
 from nap_stream.demo.setup import (
     PARTITIONS,
@@ -54,6 +54,7 @@ from tests.e2e.conftest import ray_node, started_head
 from tests.e2e.on_ray import JOB_SCRIPT
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
 from tests.support.leftovers import watch_over_this_process
+from tests.support.ports import free_port
 from tests.support.prometheus import (
     ALERTMANAGER,
     PACKAGES,

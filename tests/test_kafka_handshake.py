@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.demo.processes import free_port
 from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError, NapStreamError
 from nap_stream.kafka.client import connect, endings
 from nap_stream.kafka.handshake import greet
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import SASL_PASSWORD, SASL_USER, ApacheKafka
 from tests.support.certificates import Authority, self_signed
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
 LISTENERS = ("GOOD", "MUTUAL", "EXPIRED", "ELSEWHERE", "SOON")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.demo.processes import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
 POD = Path(__file__).parents[2] / "deploy" / "pod.py"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.demo.processes import free_port
 from tests.e2e.calibrated import Faulty, calibrated, faulty_net
 from tests.e2e.monitor import model_section
 from tests.e2e.on_ray import RayHead, ray_up
 from tests.e2e.processes import Program
 from tests.support.faulty_net import clear
 from tests.support.leftovers import short_folder
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
 LOCAL = "127.0.0.1"

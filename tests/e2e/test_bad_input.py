@@ -15,7 +15,6 @@ import yaml
 
 from nap_stream.cli import main
 from nap_stream.clock import StopRequest, SystemClock
-from nap_stream.demo.processes import free_port
 from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
 from nap_stream.monitor.worker import run_worker
 from nap_stream.settings.load import load_settings
@@ -23,6 +22,7 @@ from nap_stream.settings.schema import Settings
 from tests.e2e.monitor import model_section, new_monitor
 from tests.e2e.on_ray import RayHead, start_run
 from tests.support.images import write_images
+from tests.support.ports import free_port
 
 FAILED, USAGE = 1, 2
 

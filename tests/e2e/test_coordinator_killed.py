@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from nap_stream.demo.processes import free_port
 from nap_stream.scored_log.events import EventKind, alert_id, read_events
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.e2e.monitor import Monitor, metrics_url, new_monitor, producing, scrape, streaming
@@ -19,6 +18,7 @@ from tests.e2e.processes import Program, listener_pid, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.otlp import Span, SpanReceiver
+from tests.support.ports import free_port
 from tests.support.topics import read_to_end
 from tests.support.waiting import wait_until
 

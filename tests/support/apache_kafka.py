@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from nap_stream.demo.processes import free_port
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect
 from nap_stream.settings.schema import KafkaSettings
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
 POM = Path(__file__).parent / "kafka" / "pom.xml"

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import pytest
 
-from nap_stream.demo.processes import free_port
+from tests.support.ports import free_port
 from tests.support.s3 import BUCKET, HOST
 from tests.support.waiting import PATIENCE_S, wait_until
 

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
-from nap_stream.demo.processes import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 REQUIRE = "NAP_STREAM_REQUIRE_PROMETHEUS"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nap_stream.demo.processes import free_port
 from tests.support.apache_kafka import JAVA_OPTIONS, KafkaNotThereError
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 VERSION = "3.0.9"  # later ones need Java 21

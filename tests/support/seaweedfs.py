@@ -20,7 +20,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from nap_stream.demo.processes import free_port
+from tests.support.ports import free_port
 from tests.support.s3 import ACCESS_KEY_ID, BUCKET, HOST, SECRET_ACCESS_KEY, environment
 from tests.support.waiting import wait_until
 
