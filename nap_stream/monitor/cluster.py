@@ -146,6 +146,9 @@ class RayCluster:
             name=name,
             namespace=NAMESPACE,
             num_cpus=0,
+            # An actor that needs nothing is placed by a node that Ray draws. Where that has just
+            # joined, and knows no other, it keeps it. A byte is something: the driver's node does.
+            memory=1,
             # The driver counts them, and earns them back; Ray would not.
             max_restarts=-1,
             max_task_retries=-1,

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from nap_stream.errors import ConfigError, GpuUnavailableError, LogRootError, WorkerError
 from nap_stream.monitor import cluster as ray_cluster
-from nap_stream.monitor.actors import WorkerActor
+from nap_stream.monitor.actors import CoordinatorActor, WorkerActor
 from nap_stream.monitor.cluster import RayCluster, RayWorker
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.session import (
@@ -117,6 +117,20 @@ def test_two_workers_with_half_a_gpu_share_one(cluster_of: MakeCluster) -> None:
 
 def test_a_worker_takes_a_gpu_by_default_where_ray_has_some(cluster_of: MakeCluster) -> None:
     assert cluster_of(_settings("default")).num_gpus == 1.0
+
+
+def test_the_coordinator_needs_something_so_that_the_drivers_node_places_it(
+    cluster_of: MakeCluster,
+) -> None:
+    """Of an actor that needs nothing, any node decides: one that has just joined knows itself."""
+
+    def look(_actor: CoordinatorActor) -> dict[str, float]:
+        context = ray.get_runtime_context()
+        needs: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]
+        return needs
+
+    coordinator = cluster_of(_settings("placed"))._coordinator
+    assert ray.get(coordinator.__ray_call__.remote(look), timeout=PATIENCE_S) == {"memory": 1.0}
 
 
 @pytest.mark.parametrize(
