@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 
@@ -179,15 +179,17 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
         structlog.processors.format_exc_info,
     ]
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    handler: logging.Handler = _WholeLines()
     if for_people:
-        renderer = structlog.dev.ConsoleRenderer(colors=False)
+        renderer, handler = structlog.dev.ConsoleRenderer(colors=False), _CurrentStderr()
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, renderer] if for_people else [*shared, renderer, _encoded],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
+        logger_factory=lambda *_args: (
+            structlog.PrintLogger(sys.stderr) if for_people else _line_writer()
+        ),
         cache_logger_on_first_use=False,
     )
-    handler = _CurrentStderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -235,3 +237,26 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+
+def _line_writer() -> structlog.BytesLogger:
+    """Writes whole lines beside those of others.
+
+    Ray prints what an actor logs in two goes, the text and the end of its line, to ``sys.stderr``.
+    What another thread printed there in between would be on that line. This goes past it.
+    """
+    return structlog.BytesLogger(sys.stderr.buffer)
+
+
+def _encoded(_logger: object, _name: str, line: Any) -> bytes:
+    return str(line).encode()
+
+
+class _WholeLines(logging.Handler):
+    """Writes what libraries log as `_line_writer` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _line_writer().msg(self.format(record).encode())
+        except Exception:  # noqa: BLE001  as in logging's own handlers: no log ends a program
+            self.handleError(record)

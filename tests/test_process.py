@@ -266,6 +266,24 @@ def test_everybody_else_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+@pytest.mark.usefixtures("configured")
+def test_what_others_print_in_two_goes_is_on_no_line_of_an_event(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `print` does, and Ray with it, while another thread logs."""
+    with (tmp_path / "stderr").open("w", buffering=1) as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        stderr.write("what an actor said")
+        structlog.get_logger().info("ours")
+        logging.getLogger("somebody").warning("of a library")
+        stderr.write("\n")
+
+    lines = (tmp_path / "stderr").read_text().splitlines()
+    assert "what an actor said" in lines
+    assert len(lines) == 3
+    assert events("\n".join(lines), "ours", "of a library") == ["ours", "of a library"]
+
+
 @pytest.mark.parametrize(
     ("content", "cpus"),
     [

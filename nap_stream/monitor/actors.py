@@ -114,7 +114,8 @@ class WorkerActor:
 class CoordinatorActor:
     """The coordinator in a process of its own.
 
-    Its parts are opened by `start`, and again by the first call after Ray has restarted it.
+    Its parts are opened by `start`, or a worker's call that came first, and again by the first
+    call after Ray has restarted it.
     """
 
     def __init__(
@@ -159,10 +160,7 @@ class CoordinatorActor:
 
     def start(self) -> str:
         """Open everything; return the address of /metrics."""
-        with self._lock:
-            if self._opened is None:
-                self._opened = self._open()
-            return self._opened.metrics_url
+        return self._coordinator().metrics_url
 
     @ray.method(concurrency_group="line")
     def submit(self, summary: SegmentSummary) -> None:
@@ -203,10 +201,7 @@ class CoordinatorActor:
     def _coordinator(self) -> Coordinator:
         with self._lock:
             if self._opened is None:
-                # Nobody has called `start`: this process stands in for one that died.
                 self._opened = self._open()
-                url, rows = self._opened.metrics_url, self._opened.status().rows
-                structlog.get_logger().warning("coordinator_restarted", metrics=url, rows=rows)
             return self._opened
 
     def _open(self) -> Coordinator:

@@ -237,7 +237,7 @@ class Driver:
             if self._silent_since is not None:
                 self._silent_since, self._heard_at = None, now
             self._was_replaced = False
-            self._count_restart(status.started_ms, now)
+            self._count_restart(status, now)
             return status
         if self._silent_since is None:
             self._silent_since = now
@@ -255,14 +255,18 @@ class Driver:
         self._was_replaced, self._silent_since = True, now
         return None
 
-    def _count_restart(self, started_ms: int, now: float) -> None:
-        """Take note of a coordinator that Ray has restarted; give up where that goes on."""
-        seen = self._coordinator
+    def _count_restart(self, status: CoordinatorStatus, now: float) -> None:
+        """Tell of a coordinator that Ray has restarted; give up where that goes on."""
+        seen, started_ms = self._coordinator, status.started_ms
         if seen.started_ms == started_ms:
             return
         has_lasted = now - seen.since >= self._settings.stall_timeout_s
         restarts = 0 if seen.started_ms is None else 1 if has_lasted else seen.restarts + 1
         self._coordinator = _Coordinator(started_ms, now, restarts)
+        if restarts:
+            structlog.get_logger().warning(
+                "coordinator_restarted", metrics=status.metrics_url, rows=status.rows
+            )
         if restarts > self._may_restart():
             raise WorkerGaveUpError(
                 f"the coordinator died {restarts} times in a row",

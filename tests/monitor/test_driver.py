@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
@@ -577,9 +578,12 @@ def test_a_coordinator_that_dies_now_and_then_earns_its_restarts_back() -> None:
     moments = [40.0 * number for number in range(1, 20)]
     cluster = FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(*moments))
 
-    result = run(cluster, RunLimits(max_records=900))
+    with capture_logs() as log:
+        result = run(cluster, RunLimits(max_records=900))
 
     assert result.ending is Ending.ENOUGH_RECORDS
+    told = [event["rows"] for event in log if event["event"] == "coordinator_restarted"]
+    assert told == [int(moment) for moment in moments]
 
 
 def test_a_coordinator_that_dies_again_and_again_ends_the_run() -> None:
