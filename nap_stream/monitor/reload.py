@@ -100,6 +100,8 @@ class Reloader:
         """Whether what was in force last begins again."""
         self._since_ms: int | None = None
         self._firing = 0
+        self.metrics_url: str | None = None
+        """Where the last coordinator served metrics, as far as it was heard of."""
 
     @property
     def is_loading(self) -> bool:
@@ -138,6 +140,7 @@ class Reloader:
         if self._since_ms is None:
             self._since_ms = status.started_ms
         self._firing = status.alerts_firing
+        self.metrics_url = status.metrics_url or self.metrics_url
         if len(status.workers) < status.workers_expected:
             return
         self._returns = False

@@ -111,7 +111,9 @@ def run_monitor(
             run,
             reloader=reloader,
             stop=stop,
-            make_way=lambda: wait_until_gone(settings.kafka.group_id, SystemClock()),
+            make_way=lambda: wait_until_gone(
+                settings.kafka.group_id, reloader.metrics_url, SystemClock()
+            ),
         )
 
 

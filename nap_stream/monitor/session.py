@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 import tempfile
 import threading
 import uuid
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import structlog
@@ -32,6 +34,7 @@ COORDINATOR = "nap-stream-coordinator-"
 """How their names begin; the consumer group follows."""
 GONE_WITHIN_S, GONE_EVERY_S = 60.0, 0.05
 """How long a coordinator that is ended keeps its name at most, and how often that is asked."""
+CONNECT_S = 1.0
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
 CLAIMS_S = 30.0
@@ -189,8 +192,11 @@ def coordinator_name(group: str) -> str:
     return f"{COORDINATOR}{group}"
 
 
-def wait_until_gone(group: str, clock: Clock) -> None:
-    """Wait until a coordinator that was ended is gone, so that another may have its name.
+def wait_until_gone(group: str, metrics_url: str | None, clock: Clock) -> None:
+    """Wait until a coordinator that was ended is gone, so that another may have name and port.
+
+    ``metrics_url`` is where it served metrics; None for nowhere. A process that hangs has its port
+    for seconds after Ray has forgotten it.
 
     Raises:
         WorkerError: One is still there after a while, or there again.
@@ -200,12 +206,25 @@ def wait_until_gone(group: str, clock: Clock) -> None:
         try:
             ray.get_actor(coordinator_name(group), namespace=NAMESPACE)
         except ValueError:
+            # Where it does not go, the next start says whose port it is.
+            while metrics_url and _listens(metrics_url) and not deadline.expired():
+                clock.sleep(GONE_EVERY_S)
             return
         except Exception as error:  # noqa: BLE001  it may be back in time
             structlog.get_logger().warning("coordinator_not_looked_for", cause=brief(error))
         if deadline.expired():
             raise WorkerError("a coordinator of this name is still there", coordinator_name(group))
         clock.sleep(GONE_EVERY_S)
+
+
+def _listens(url: str) -> bool:
+    """Whether a connection can be made to where a URL points."""
+    place = urlsplit(url)
+    try:
+        socket.create_connection((place.hostname, place.port), CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def ask_reload(

@@ -1,5 +1,8 @@
 """How a reload is asked for on a real Ray cluster, and how another run takes a monitor's place."""
 
+import os
+import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,12 +146,20 @@ def test_another_run_takes_the_place_of_one_that_has_ended() -> None:
     first = RayCluster(of_group("again"), FACTS)
     with pytest.raises(WorkerError, match="another monitor"):
         RayCluster(of_group("again"), FACTS)
+
+    def serve(actor: Any) -> tuple[int, int]:
+        actor.served = socket.create_server(("127.0.0.1", 0))
+        return os.getpid(), actor.served.getsockname()[1]
+
+    pid, port = ray.get(first._coordinator.__ray_call__.remote(serve), timeout=PATIENCE_S)
+    os.kill(pid, signal.SIGSTOP)  # so that its port outlives its name
     ray.kill(first._coordinator)
-    wait_until_gone("again", CLOCK)
+    wait_until_gone("again", f"http://127.0.0.1:{port}/metrics", CLOCK)
+    socket.create_server(("127.0.0.1", port)).close()
     second = RayCluster(of_group("again"), replace(FACTS, fingerprint="d" * 64))
     ray.get(second._coordinator.claims.remote(), timeout=PATIENCE_S)
     ray.kill(second._coordinator)
-    wait_until_gone("again", CLOCK)
+    wait_until_gone("again", None, CLOCK)
 
 
 @pytest.mark.usefixtures("cluster")
