@@ -3,6 +3,7 @@
 Run it with ``-s`` to see how long partitions paused meanwhile.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,15 +20,19 @@ from nap_stream.scored_log.read import partitions, segments
 from tests.e2e.calibrated import calibrated
 from tests.e2e.monitor import Monitor, model_section, new_monitor, streaming
 from tests.e2e.on_ray import RayHead, running
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.processes import Program, listener_pid, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.log_files import read_footer
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 RATE = 60.0
+DEADLINE_S = 8.0
+"""Of a stop: what hangs is killed then."""
+BEGINS = '"reload_begins"'
 
 
 def test_a_monitor_takes_up_another_calibration_and_settings_while_images_come(
@@ -89,6 +94,79 @@ def test_a_monitor_takes_up_another_calibration_and_settings_while_images_come(
         assert by == sorted(by, key=judged.index), "the one of before, then the new one"
         assert set(by) == set(judged)
     _tell_pauses(footers, record_property)
+
+
+def test_a_reload_ends_with_a_word_whoever_dies_or_hangs_in_its_midst(
+    apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    """Workers while the old ones leave; the old coordinator then, and the new one as it starts."""
+    port = free_port()
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        calibration,
+        metrics={"port": port},
+        driver={"shutdown_deadline_s": DEADLINE_S},
+    )
+    images = write_images(tmp_path / "images", 60)
+    windows = iter((210, 220, 230))
+
+    @contextmanager
+    def reload(run: Program) -> Iterator[None]:
+        window = next(windows)
+        tree = yaml.safe_load(monitor.config.read_text())
+        _write(monitor, drift=tree["drift"] | {"window_records": window})
+        command = nap_stream("reload", "--config", monitor.config, "--address", ray_head.address)
+        begun = run.stderr.count(BEGINS)
+        with Program(command, tmp_path / f"{window}", ray_head.environ) as asked:
+            wait_until(lambda: run.stderr.count(BEGINS) > begun, lambda: f"{asked} {run.tail}")
+            yield
+            assert asked.wait() == 0, asked.tail
+            assert f"drift.window_records: {window - 10} → {window}" in asked.stdout
+        _wait_for_rows(monitor, 60)
+
+    with running(monitor, ray_head, tmp_path / "run") as run:
+        with streaming(monitor, images, RATE) as sent:
+            _wait_for_rows(monitor, 60)
+
+            victim = _pid_of_last_writer(monitor)
+            os.kill(victim, signal.SIGSTOP)  # so that it cannot have left before it is killed
+            with reload(run):
+                wait_until(lambda: '"worker_finished"' in run.stderr, lambda: run.tail)
+                os.kill(victim, signal.SIGKILL)
+            assert run.stderr.count('"worker_failed_at_stop"') == 1
+
+            os.kill(_pid_of_last_writer(monitor), signal.SIGSTOP)
+            started = run.stderr.count('"monitor_started"')
+            with reload(run):
+                wait_until(
+                    lambda: run.stderr.count('"monitor_started"') > started, lambda: run.tail
+                )
+                os.kill(listener_pid(port), signal.SIGKILL)
+            assert run.stderr.count('"worker_killed_at_deadline"') == 1
+
+            coordinator = listener_pid(port)
+            with reload(run):
+                os.kill(coordinator, signal.SIGSTOP)
+            assert run.stderr.count('"coordinator_did_not_finish"') == 1
+        wait_until(lambda: len(monitor.rows()) >= sent.messages, "all rows")
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0, run.tail
+
+    monitor.assert_complete(sent.messages)
+    told = [e.data for e in read_events(monitor.store) if e.kind == EventKind.RUN_STARTED]
+    windows_told = [each["settings"]["drift"]["window_records"] for each in told]
+    # The coordinator that was killed as it started had told of itself.
+    assert windows_told == [200, 210, 220, 220, 230]
+    assert '"reload_failed"' not in run.stderr
+
+
+def _pid_of_last_writer(monitor: Monitor) -> int:
+    """The process that has written the newest segment."""
+    newest = max(
+        (chain[-1] for chain in _footers(monitor).values()), key=lambda one: one.created_time_ms
+    )
+    return int(newest.writer_id.rpartition(":")[0].rpartition(":")[2])
 
 
 def _write(monitor: Monitor, **sections: Any) -> None:
