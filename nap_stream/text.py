@@ -35,24 +35,29 @@ def for_any_terminal(text: str) -> str:
     return "".join(c if c in _HARMLESS else printable(c) for c in text)
 
 
-_ADDRESS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,20}:/{1,2})(.*)", re.DOTALL)
+_ADDRESS = re.compile(r"([A-Za-z0-9_+.-]:/{1,2}|//(?=[^\s/?#]*:[^\s/?#]*@))(.*)", re.DOTALL)
+"""From a scheme's last character on, or from two slashes, a user and a password."""
+_FRAGMENT = re.compile("#[^#]*=.*", re.DOTALL)
+"""One that has values, as a query does."""
 
 
-def without_secrets(text: str) -> str:
+def without_secrets(text: str, mask: str = "…") -> str:
     """Leave out of addresses what may be a secret: user, password, and all from ``?`` on.
 
-    It takes those with one slash too, as pathlib writes them.
+    Also a fragment with values in it. It takes those with one slash too, as pathlib writes them.
+    ``mask`` stands for what is left out. A secret may hold any character: from the first address
+    of a text on, too much is left out rather than too little.
     """
-    return _ADDRESS.sub(_without_secrets, text)
+    return _ADDRESS.sub(lambda address: address[1] + _masked(address[2], mask), text)
 
 
-def _without_secrets(address: re.Match[str]) -> str:
-    kind, rest = address.groups()
+def _masked(rest: str, mask: str) -> str:
     place, mark, query = rest.partition("?")
     if "@" in query:  # the mark may be a password's
-        return f"{kind}…"
+        return mask
     _, user, host = place.rpartition("@")
-    return f"{kind}{'…@' if user else ''}{host}{'?…' if mark else ''}"
+    host = _FRAGMENT.sub(f"#{mask}", host)
+    return f"{mask + '@' if user else ''}{host}{'?' + mask if mark else ''}"
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

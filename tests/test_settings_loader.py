@@ -431,6 +431,50 @@ def test_what_a_factory_takes_is_shown_without_secrets(write: Write) -> None:
     assert yaml.safe_load(shown)["model"]["kwargs"]["auth"]["token"] == 7
     assert "hush" not in shown
     assert "a value is masked" in problem_of(write(shown))
+    assert "hush" not in repr(settings)
+
+
+KWARGS_WITH_ADDRESSES = """
+    weights: https://h/w?sig=hush
+    more: [{from: 'S3://u:hush@b/k'}, ['HTTPS://h/x?X-Amz-Signature=hush']]
+    mirrors: {'https://h/x?sig=hush1': 1, 'https://h/x?sig=hush2': 2}
+    both: first http://a/b then https://u:hush@h/c
+    broken: 'https:/u:hu sh@h'
+    plain: {path: /data/x@2x.png, text: 'what? me@home', url: 's3://b/k', n: null, list: [1, a]}
+"""
+
+
+def test_an_address_anywhere_is_shown_without_what_may_be_a_secret(write: Write) -> None:
+    model = "torchvision.models:resnet18\n"
+    text = MINIMAL.replace(model, f"{model}  kwargs:{KWARGS_WITH_ADDRESSES}")
+    alerts = "alerts: {labels: {from: 'https://h/x?sig=hush'}, dashboard_url: 'https://g/d?a=1'}\n"
+    settings = load_settings(write(text + alerts), {})
+
+    shown = masked_yaml(settings)
+
+    assert "hush" not in shown
+    tree = yaml.safe_load(shown)
+    kwargs = tree["model"]["kwargs"]
+    assert kwargs["plain"] == settings.model.kwargs["plain"]
+    assert kwargs["weights"] == "https://h/w?**********"
+    assert list(kwargs["mirrors"].values()) == [1, 2]
+    assert tree["alerts"]["dashboard_url"] == "https://g/d?a=1"
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("alerts: {labels: {from: 'https://h/x?**********'}}\n", "alerts.labels"),
+        ("tracing: {endpoint: 'https://h/x?**********'}\n", "tracing.endpoint"),
+        ("alerts: {labels: {'**********': x}}\n", "alerts.labels"),
+    ],
+)
+def test_any_value_that_is_masked_must_be_filled_in_again(
+    write: Write, section: str, key: str
+) -> None:
+    problem = problem_of(write(MINIMAL + section))
+    assert f"key {key}" in problem
+    assert "a value is masked" in problem
 
 
 def test_sasl_without_a_password_is_refused(write: Write) -> None:

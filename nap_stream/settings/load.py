@@ -48,6 +48,10 @@ _TELLING = re.compile(
     r"passw|secret|token|credential|(api|access|private|auth)[_-]?key", re.IGNORECASE
 )
 """In the name of a value that is a secret, where no type says so."""
+_FREE = ("model", "kwargs")
+"""What these hold, no type says."""
+_SENT = {("alerts", "runbook_url"), ("alerts", "dashboard_url")}
+"""Links that every alert shows as they are: their queries say where to look."""
 
 SettingsT = TypeVar("SettingsT", bound=Section)
 
@@ -138,7 +142,7 @@ def place_of(path: Path) -> Path:
 
 
 def masked_yaml(settings: Settings) -> str:
-    """The settings in force as YAML, secrets and the path of the webhook's address masked.
+    """The settings in force as YAML, masked as in `masked_tree`.
 
     `load_settings` refuses the masked values: they must be filled in again.
     """
@@ -146,27 +150,30 @@ def masked_yaml(settings: Settings) -> str:
 
 
 def masked_tree(settings: Settings) -> dict[str, Any]:
-    """The settings in force as JSON, masked as in `masked_yaml`.
+    """The settings in force as JSON: without secrets, and what may be one in an address.
 
-    What a model's factory takes may be anything: there the names tell what is a secret.
+    That is user, password and query of any address, and the path of the webhook's. What a model's
+    factory takes may be anything: there the names tell what is a secret, too.
     """
-    tree: dict[str, Any] = settings.model_dump(mode="json", context=EVERY_KEY)
-    if "kwargs" in tree["model"]:
-        tree["model"]["kwargs"] = _without_secrets(tree["model"]["kwargs"])
+    tree: dict[str, Any] = _masked(settings.model_dump(mode="json", context=EVERY_KEY), ())
     return tree
 
 
-def _without_secrets(value: Any, *, is_secret: bool = False) -> Any:
+def _masked(value: Any, key: Key) -> Any:
     if isinstance(value, dict):
-        return {
-            name: _without_secrets(each, is_secret=is_secret or bool(_TELLING.search(str(name))))
-            for name, each in value.items()
-        }
+        found: dict[str, Any] = {}
+        for name, each in value.items():
+            told = without_secrets(name, MASKED)
+            # Two keys may differ in what is masked alone.
+            told = f"{told} {len(found) + 1}" if told in found else told
+            found[told] = _masked(each, (*key, name))
+        return found
     if isinstance(value, list):
-        return [_without_secrets(each, is_secret=is_secret) for each in value]
-    if not isinstance(value, str):
+        return [_masked(each, key) for each in value]
+    if not isinstance(value, str) or key in _SENT:
         return value
-    return MASKED if is_secret else USER_INFO.sub(f"://{MASKED}@", value)
+    is_secret = key[:2] == _FREE and any(_TELLING.search(str(name)) for name in key[2:])
+    return MASKED if is_secret else without_secrets(value, MASKED)
 
 
 def _whole_tree(path: Path, environ: Mapping[str, str] | None) -> _Tree:
@@ -298,10 +305,25 @@ def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -
 
 def _validate(model: type[SettingsT], tree: _Tree, path: Path) -> SettingsT:
     folder = place_of(path).parent
+    for key in _masked_keys(model, tree.values, ()):
+        where = _where(_nearest(tree.places, key, path), _hidden_part(model, key) or key)
+        raise ConfigError("a value is masked", where, f"Fill in what {MASKED} stands for")
     try:
         return model.model_validate(tree.values, context={"folder": folder})
     except ValidationError as error:
         raise _config_error(model, error, tree.places, path) from None
+
+
+def _masked_keys(model: type[BaseModel], value: Any, key: Key) -> Iterator[Key]:
+    """The keys of values that `masked_tree` has made. A password may be of any characters."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, each in pairs:
+            if MASKED in str(name):
+                yield key
+            yield from _masked_keys(model, each, (*key, name))
+    elif isinstance(value, str) and MASKED in value and not is_secret(model, key):
+        yield key
 
 
 def _config_error(
@@ -373,9 +395,7 @@ def _describe(
     model: type[BaseModel], item: Any, places: Mapping[Key, str], path: Path
 ) -> ConfigError:
     key = _known_part(model, item["loc"], places)
-    place = next(
-        (places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), shown(path)
-    )
+    place = _nearest(places, key, path)
     # Within a hidden value a key may be the secret, in place of its name.
     key = _hidden_part(model, key) or key
     where = _where(place, key)
@@ -391,6 +411,11 @@ def _describe(
         told = without_secrets(given) if isinstance(given, str) else given
         problem = f"{problem}, got {told!r}"
     return ConfigError(problem, where, _meaning(model, key))
+
+
+def _nearest(places: Mapping[Key, str], key: Key, path: Path) -> str:
+    """Where a key stands, or what is around it."""
+    return next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), shown(path))
 
 
 def _known_part(model: type[BaseModel], loc: Key, places: Mapping[Key, str]) -> Key:
