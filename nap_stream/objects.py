@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 Found = TypeVar("Found")
+_ENDS = 5
+"""Looks for the end of an object that is replaced by one of another size between them."""
 _REMOVALS = 5
 """After the first only what somebody else removes at the same time is missing."""
 
@@ -240,20 +242,30 @@ class ObjectStore:
             return found.bytes().to_bytes()
 
     def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
-        """Bytes of an object, and its size; None where it is missing."""
+        """Bytes of an object, and its size; None where it is missing.
+
+        Raises:
+            ScoredLogError: Its end cannot be read, as it is replaced again and again.
+        """
         if start >= 0:
             return self._part(path, (start, start + count), count)
         if self._cloud.suffix_ranges:
             return self._part(path, {"suffix": -start}, count)
         found = self._part(path, (0, 1), 1)
-        while found is not None:
+        if found is None:
+            return None
+        for _ in range(_ENDS):
             size = found[1]
             first = max(0, size + start)
             found = self._part(path, (first, first + count), count)
             # One that was replaced meanwhile ends elsewhere.
-            if found is not None and found[1] == size:
+            if found is None or found[1] == size:
                 return found
-        return None
+        raise ScoredLogError(
+            f"the object was replaced {_ENDS} times while its end was read",
+            self._where(path),
+            "Let nothing but nap-stream write what lies there, and try again",
+        )
 
     def open(self, path: str) -> BinaryIO | None:
         """An object to read and seek in; None where it is missing.

@@ -12,7 +12,7 @@ from nap_stream.clouds import as_log_error, forms, parsed
 from nap_stream.errors import LogRootError, ScoredLogError
 from nap_stream.objects import ObjectStore, RequestLimits
 from tests.support import s3
-from tests.support.clouds import ACCOUNT_KEY, TOKEN, environment
+from tests.support.clouds import ACCOUNT_KEY, TOKEN, Emulator, environment
 from tests.support.s3 import HOST, MESSAGE, Fault, FaultProxy, fault_proxy
 
 QUICK = RequestLimits(
@@ -345,3 +345,34 @@ def test_addresses() -> None:
         found = parsed(address)
         assert found is not None
         assert found[1:] == ("my-bucket", None)
+
+
+@pytest.mark.clouds
+@pytest.mark.parametrize("replacements", [3, None])
+def test_the_end_of_an_object_that_is_replaced_meanwhile_is_looked_for_a_few_times(
+    azure: Emulator, monkeypatch: pytest.MonkeyPatch, replacements: int | None
+) -> None:
+    root, asked = azure.new_root(), 0
+    set_all(monkeypatch, azure.environment())
+    writer = ObjectStore(root)
+    writer.create("a", b"0")
+
+    def replace(_method: str) -> None:
+        nonlocal asked
+        asked += 1
+        if replacements is None or asked <= replacements:
+            writer.replace("a", b"0123456789"[:asked])
+
+    with fault_proxy(azure.port) as proxy:
+        set_all(monkeypatch, azure.environment(proxy.endpoint))
+        store = ObjectStore(root)
+        proxy.draw = replace
+        if replacements is not None:
+            assert store.read_part("a", -2, 2) == (b"12", 3)
+            return
+        with pytest.raises(ScoredLogError, match="replaced 5 times while its end was read") as seen:
+            store.read_part("a", -2, 2)
+    assert seen.value.retriable
+    assert seen.value.where == f"{root}/a"
+    assert "try again" in seen.value.action
+    assert proxy.count("GET") == 6
