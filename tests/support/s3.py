@@ -5,7 +5,6 @@ import enum
 import http.client
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 ACCESS_KEY_ID = "AKIATESTTESTTESTTEST"
@@ -234,9 +234,7 @@ def fault_proxy(target: int, host: str = HOST) -> Iterator[FaultProxy]:
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
     """moto's server with one bucket, gone afterwards; its port. The folder takes its output."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     with (
         (folder / "moto.log").open("wb") as log,
         subprocess.Popen(
