@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ def test_the_alert_of_the_stream_arrives_in_alertmanager_and_ends_there(
     assert "in Alertmanager: NapStreamDrift (critical)" in said
     assert "ok      every query of the dashboard had data" in said
     assert "ok      the log verifies clean" in said
-    assert not marked(MARK, tmp_path.name)
+    _wait_until_all_ended(tmp_path)
 
 
 def test_when_it_is_interrupted_nothing_is_left(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_when_it_is_interrupted_nothing_is_left(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 130, _said(tmp_path).decode()[-3000:]
         assert b"interrupted; all that was started ends with this" in _said(tmp_path)
-        wait_until(lambda: not marked(MARK, tmp_path.name), "the end of all that it started")
+        _wait_until_all_ended(tmp_path)
 
 
 def test_without_alertmanager_it_says_so_at_once(tmp_path: Path) -> None:
@@ -78,6 +78,20 @@ def test_without_alertmanager_it_says_so_at_once(tmp_path: Path) -> None:
     assert "Kafka" not in said, "nothing is fetched or built for nothing"
     assert "SeaweedFS" not in said
     assert "Traceback" not in said
+
+
+def _wait_until_all_ended(folder: Path) -> None:
+    """What watches over its processes outlives it by a moment."""
+    wait_until(
+        lambda: not marked(MARK, folder.name),
+        lambda: f"the end of {[_command(pid) for pid in marked(MARK, folder.name)]}",
+    )
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return "one that has just ended"
 
 
 def _said(folder: Path) -> bytes:
