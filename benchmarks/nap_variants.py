@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.networks import NETWORKS, available
-from benchmarks.selection_rules import BATCH, LogP, Scored, chosen, read
+from benchmarks.selection_rules import BATCH, LogPs, Scored, chosen, read
 from nap_stream.calibration.cache import FeatureCache
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.core.methods import NAP, POOL, log_p
+from nap_stream.core.methods import NAP, POOL, LogP
 from nap_stream.core.prior import EPSILON, nap
 from nap_stream.decode.image import decode_image
 from nap_stream.decode.picture import Refusal
@@ -130,12 +130,12 @@ def _cell(areas: tuple[float, float]) -> str:
 
 
 def _in_place_of_nap(
-    variant: str, own: Scored, fitted: LogP, inside: LogP, outside: dict[str, LogP]
+    variant: str, own: Scored, fitted: LogPs, inside: LogPs, outside: dict[str, LogPs]
 ) -> Scored:
     reference = np.sort(fitted[variant])
 
-    def swapped(known: LogP, values: LogP) -> LogP:
-        return known | {NAP: log_p(reference, values[variant])}
+    def swapped(known: LogPs, values: LogPs) -> LogPs:
+        return known | {NAP: LogP(reference)(values[variant])}
 
     return Scored(
         own.fitted,

@@ -22,7 +22,7 @@ from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart, Folds, fit, in_order
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Reader, Values
-from nap_stream.core.methods import NAP, POOL, log_p
+from nap_stream.core.methods import NAP, POOL, LogP
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import auroc, select
 from nap_stream.image_files import iter_images
@@ -32,17 +32,17 @@ from nap_stream.settings.schema import LimitSettings, ScoringSettings
 BATCH = 50
 FURTHER = ("knn", "gen", "nci", "scale", "ash", "react", "dice", "max_logit")
 
-LogP = dict[str, NDArray[np.float64]]
+LogPs = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
     """log p-values by score of a network's images: to fit on, pseudo-OOD by transform, tested."""
 
-    fitted: LogP
-    pseudo: Mapping[str, LogP]
-    inside: LogP
-    outside: Mapping[str, LogP]
+    fitted: LogPs
+    pseudo: Mapping[str, LogPs]
+    inside: LogPs
+    outside: Mapping[str, LogPs]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,10 +70,10 @@ def read(network: Network, cache: FeatureCache | None) -> Scored:
     left_out = fitted.left_out[: len(blocks)]
     reference = {name: np.sort(values.astype(np.float64)) for name, values in fitted.values.items()}
 
-    def log_p_of(values: Values) -> LogP:
-        return {name: log_p(reference[name], values[name]) for name in reference}
+    def log_p_of(values: Values) -> LogPs:
+        return {name: LogP(reference[name])(values[name]) for name in reference}
 
-    def tested(path: Path) -> LogP:
+    def tested(path: Path) -> LogPs:
         scored = reader.score(iter_images(path), fitted.base_scores, BATCH, _untold)
         return log_p_of(scored.values)
 
@@ -94,7 +94,7 @@ def _untold(_images: int) -> None:
     pass
 
 
-def _summed(weights: Mapping[str, float], values: LogP) -> NDArray[np.float64]:
+def _summed(weights: Mapping[str, float], values: LogPs) -> NDArray[np.float64]:
     terms = [weight * values[name] for name, weight in weights.items()]
     summed: NDArray[np.float64] = np.sum(terms, axis=0)
     return summed

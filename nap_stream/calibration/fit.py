@@ -19,7 +19,7 @@ from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Reading, Values
 from nap_stream.core import selection
 from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_spaced, fit_scores
-from nap_stream.core.methods import NAP, Method, log_p, method_scores
+from nap_stream.core.methods import NAP, LogP, Method, method_scores
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.image_files import ImageFile, count_images, iter_images
@@ -291,7 +291,7 @@ def with_equal_weights(method: Method, fitted: Fitted, left_out: Mapping[str, st
     """
     names = (*(str(name) for name in method.candidates if name not in left_out), NAP)
     values = {name: fitted.values[name].astype(np.float64) for name in names}
-    inside = {name: log_p(np.sort(own), own) for name, own in values.items()}
+    inside = {name: LogP(np.sort(own))(own) for name, own in values.items()}
     found = selection.equal_weights(inside)
     return replace(found, left_out={**left_out, **found.left_out})
 
@@ -311,7 +311,7 @@ def select(
     reference = {name: np.sort(fitted.values[name].astype(np.float64)) for name in names}
 
     def log_p_of(values: Values) -> dict[str, NDArray[np.float64]]:
-        return {name: log_p(reference[name], values[name]) for name in names}
+        return {name: LogP(reference[name])(values[name]) for name in names}
 
     outside = {transform: log_p_of(values) for transform, values in pseudo.items()}
     found = selection.select(log_p_of(fitted.values), outside)

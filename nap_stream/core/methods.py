@@ -337,18 +337,6 @@ class TwoSidedLogP:
         return np.minimum(0.0, smaller)
 
 
-def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Take scores against references once: see `LogP`."""
-    return LogP(reference)(scores)
-
-
-def log_two_sided_p(
-    reference: NDArray[np.float64], scores: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Take scores against references from both sides, once: see `TwoSidedLogP`."""
-    return TwoSidedLogP(reference)(scores)
-
-
 def _scale(reference: NDArray[np.float64]) -> float:
     """Mean excess of the lower tenth below its largest; 1 where they are all the same."""
     outer = reference[: max(2, int(np.ceil(OUTER_SHARE * len(reference))))]
