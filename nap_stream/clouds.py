@@ -168,7 +168,7 @@ _MISSING_BUCKET = re.compile(
 )
 
 
-def is_missing_bucket(error: Exception) -> bool:
+def is_missing_bucket(error: BaseException) -> bool:
     """Whether there is no such bucket, where something is missing."""
     return _MISSING_BUCKET.search(str(error)) is not None
 
@@ -208,7 +208,7 @@ def as_log_error(error: BaseException, where: str) -> ScoredLogError:
     text = str(error)
     if is_panic(error):
         return _unusable("", where, cloud)
-    status, code = _answer(text)
+    status, code = answer(text)
     if has_no_credentials(text):
         return ScoredLogError("no credentials were found", where, cloud.credentials)
     if _WRONG_CLOCK.search(text):
@@ -279,8 +279,8 @@ def _failure(text: str, answer: Sequence[str | None]) -> str:
     return "the request could not be sent or its answer not be read"
 
 
-def _answer(text: str) -> tuple[str | None, str | None]:
-    """The status and the code of what a store answered, as far as there are any."""
+def answer(text: str) -> tuple[str | None, str | None]:
+    """The status and the code of what a store answered, by its error; None where there is none."""
     of_removal = _first(_OF_REMOVAL, text)
     if of_removal is None:
         return _first(_STATUS, text), _first(_CODE, text)

@@ -5,6 +5,12 @@ from collections.abc import Callable, Sequence
 
 from nap_stream.clock import Clock
 from nap_stream.messages.addresses import AllowedHosts, Resolve, resolve_host
+from nap_stream.messages.bucket_objects import (
+    PREFIXES,
+    BucketObjects,
+    parsed_reference,
+    shown_reference,
+)
 from nap_stream.messages.http_objects import HttpObjects, parsed_url, shown_url
 from nap_stream.messages.pieces import (
     Away,
@@ -15,7 +21,6 @@ from nap_stream.messages.pieces import (
     as_text,
     shown,
 )
-from nap_stream.messages.s3_objects import S3Objects, parsed_reference, shown_reference
 from nap_stream.records import Status
 from nap_stream.settings.messages import FetchSettings
 from nap_stream.settings.schema import LimitSettings
@@ -25,7 +30,7 @@ MAX_REFERENCE = 8 * 2**10
 
 
 class FetchLink:
-    """Fetches the object of a reference: s3://bucket/key, or an address over HTTP."""
+    """Fetches the object of a reference: its address in an object store, or one over HTTP."""
 
     def __init__(
         self,
@@ -39,7 +44,7 @@ class FetchLink:
         max_bytes = settings.max_bytes or limits.max_image_bytes
         hosts = AllowedHosts(settings.allow_hosts, settings.allow_networks, resolve)
         self._http = HttpObjects(settings, hosts, max_bytes, clock)
-        self._s3 = S3Objects(settings, max_bytes)
+        self._buckets = BucketObjects(settings, max_bytes)
 
     def __call__(self, piece: Piece) -> Sequence[Piece]:
         """The object's bytes; ``source_uri`` says where they are from."""
@@ -48,9 +53,10 @@ class FetchLink:
             text = as_text(value, "fetch").strip()
             if len(text) > MAX_REFERENCE:
                 raise Unreadable(f"fetch: {len(text)} characters are no reference; {shown(text)}")
-            if not text.lower().startswith(("s3://", "http://", "https://")):
+            if not text.lower().startswith((*PREFIXES, "http://", "https://")):
+                known = ", ".join(f"{prefix}…" for prefix in PREFIXES)
                 raise Unreadable(
-                    f"fetch: expected s3://…, http://… or https://…, got {_scheme(text)}"
+                    f"fetch: expected {known}, http://… or https://…, got {_scheme(text)}"
                 )
             value = text
         data, uri = self._fetched(value)
@@ -62,11 +68,11 @@ class FetchLink:
         self._http.close()
 
     def _fetched(self, value: Reference | str) -> tuple[bytes, str]:
-        if isinstance(value, str) and value[:5].lower() == "s3://":
-            value = parsed_reference(f"s3://{value[5:]}")
+        if isinstance(value, str) and value.lower().startswith(PREFIXES):
+            value = parsed_reference(value)
         if isinstance(value, Reference):
             reference, uri = value, shown_reference(value)
-            return self._tried(lambda: self._s3.get(reference), uri), uri
+            return self._tried(lambda: self._buckets.get(reference), uri), uri
         url = parsed_url(value)
         uri = shown_url(url)
         return self._tried(lambda: self._http.get(url), uri), uri

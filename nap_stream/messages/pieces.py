@@ -18,12 +18,16 @@ MAX_ERROR = 300
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An object in a bucket. ``size_bytes`` is what a notification says of it."""
+    """An object in a bucket. ``size_bytes`` is what a notification says of it.
+
+    ``scheme`` is that of its address: of `CLOUDS`.
+    """
 
     bucket: str
     key: str
     version_id: str | None = None
     size_bytes: int | None = None
+    scheme: str = "s3"
 
 
 @dataclass(frozen=True, slots=True)

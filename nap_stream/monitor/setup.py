@@ -63,14 +63,10 @@ class Setup:
 def clouds_of(settings: Settings) -> set[str]:
     """The clouds whose secrets a run by these settings needs, by the schemes of their addresses.
 
-    Each of which an address stands anywhere; S3's also where messages name objects, and where
-    Kafka takes signatures by its keys.
+    Each of which an address stands anywhere; S3's also where Kafka takes signatures by its keys.
     """
     found = {scheme for text in _texts(settings.model_dump()) if (scheme := _scheme(text))}
-    fetch = settings.messages.fetch
-    fetches = fetch is not None and bool(fetch.allow_buckets)
-    is_signed = settings.kafka.sasl_mechanism == "AWS_MSK_IAM"
-    return found | ({"s3"} if fetches or is_signed else set())
+    return found | ({"s3"} if settings.kafka.sasl_mechanism == "AWS_MSK_IAM" else set())
 
 
 def _scheme(text: str) -> str | None:

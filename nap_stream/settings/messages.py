@@ -16,6 +16,7 @@ from pydantic import (
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
+from nap_stream.clouds import CLOUDS, parsed
 from nap_stream.settings.values import (
     ExistingPath,
     HttpAddress,
@@ -25,10 +26,10 @@ from nap_stream.settings.values import (
     Section,
     require_unread,
 )
+from nap_stream.text import without_secrets
 
 STEP = re.compile(r"""\.?(?P<name>[^.\[\]"'*]+)|\[(?P<index>\d{1,6})\]|\["(?P<quoted>[^"]+)"\]""")
 """One step of a path."""
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
@@ -133,11 +134,24 @@ class S3Event(Section):
     """A notification of S3, MinIO or EventBridge to references: one an object that was created."""
 
 
+def _bucket_address(name: str) -> str:
+    """The address of a bucket; a name alone is one of S3."""
+    address = name if "://" in name else f"s3://{name}"
+    match parsed(address):
+        case cloud, bucket, None if address == f"{cloud.scheme}://{bucket}":
+            return address
+    known = ", ".join(f"{cloud.scheme}://{cloud.bucket}" for cloud in CLOUDS.values())
+    raise ValueError(
+        f"{without_secrets(name)!r}: expected the name of a bucket of S3, or {known}, without key "
+        "and wildcards"
+    )
+
+
 class FetchSettings(Section):
-    """References (s3:// and http(s)://) to the objects' bytes. Nothing is allowed by default."""
+    """References to the objects' bytes, in buckets and over HTTP. Nothing is allowed by default."""
 
     allow_buckets: tuple[str, ...] = ()
-    """Buckets that may be read, by their exact names."""
+    """Buckets that may be read, by their exact names: those of S3, gs://bucket, az://container."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts that may be asked, as images.example (ports 80 and 443) or images.example:8080. One
     whose name leads to a private address needs allow_networks too; an address stands for itself."""
@@ -155,17 +169,14 @@ class FetchSettings(Section):
     backoff_s: PositiveFloat = 0.2
     """The pause after the first attempt; each further one is twice as long, 10 s at most."""
     ca_file: ExistingPath | None = None
-    """Certificates to trust instead of the system's. Those of S3 are the system's."""
+    """Certificates to trust instead of the system's. Those of object stores are the system's."""
     threads: Annotated[int, Field(gt=0, le=256)] = 16
     """Objects that a worker fetches at once."""
 
     @field_validator("allow_buckets")
     @classmethod
     def _bucket_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if not _BUCKET.fullmatch(name):
-                raise ValueError(f"{name!r}: expected a bucket's name, without s3:// and wildcards")
-        return value
+        return tuple(_bucket_address(name) for name in value)
 
     @field_validator("allow_hosts")
     @classmethod

@@ -370,7 +370,7 @@ def test_a_name_that_is_not_known_is_an_outage(server: ObjectServer) -> None:
     [
         ("file:///etc/passwd", "got file://…"),
         ("gopher://x/", "got gopher://…"),
-        ("gs://bucket/key", "got gs://…"),
+        ("gs3://bucket/key", "got gs3://…"),
         ("ftp://user:SECRET@x/", "got ftp://…"),
         ("/etc/passwd", "expected s3://"),
         (b"\xff\xd8\xff\xe0image", "bytes that are no text"),
@@ -385,8 +385,10 @@ def test_a_name_that_is_not_known_is_an_outage(server: ObjectServer) -> None:
         ("http://a@b@c/", "allow_hosts"),
         ("s3://", "not an object's address"),
         ("s3://bucket", "not an object's address"),
+        ("GS://bucket", "not an object's address, gs://bucket/key"),
+        ("az://container/", "not an object's address, az://container/key"),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_references_that_are_none(server: ObjectServer, value: bytes | str, telling: str) -> None:
     text = value.replace("{port}", str(server.port)) if isinstance(value, str) else value

@@ -69,6 +69,7 @@ def test_of_a_changed_secret_the_name_is_told_and_nothing_else() -> None:
             {"s3"},
         ),
         ({"messages": {"read": [{"fetch": {"allow_buckets": ["images"]}}]}}, {"s3"}),
+        ({"messages": {"read": [{"fetch": {"allow_buckets": ["gs://images"]}}]}}, {"gs"}),
         ({"messages": {"read": [{"fetch": {"allow_hosts": ["images.example"]}}]}}, set()),
     ],
 )
