@@ -32,8 +32,9 @@ NAMESPACE = "nap-stream"
 """Of the named actors of all monitors of a cluster: their coordinators."""
 COORDINATOR = "nap-stream-coordinator-"
 """How their names begin; the consumer group follows."""
-GONE_WITHIN_S, GONE_EVERY_S = 60.0, 0.05
-"""How long a coordinator that is ended keeps its name at most, and how often that is asked."""
+GONE_WITHIN_S, GONE_EVERY_S, GONE_QUIETLY_S = 60.0, 0.05, 2.0
+"""How long a coordinator that is ended keeps name and port at most, how often one looks, and from
+when on it is told."""
 CONNECT_S = 1.0
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
@@ -206,14 +207,25 @@ def wait_until_gone(group: str, metrics_url: str | None, clock: Clock) -> None:
         try:
             ray.get_actor(coordinator_name(group), namespace=NAMESPACE)
         except ValueError:
-            # Where it does not go, the next start says whose port it is.
-            while metrics_url and _listens(metrics_url) and not deadline.expired():
-                clock.sleep(GONE_EVERY_S)
+            _wait_for_port(metrics_url, deadline, clock)
             return
         except Exception as error:  # noqa: BLE001  it may be back in time
             structlog.get_logger().warning("coordinator_not_looked_for", cause=brief(error))
         if deadline.expired():
             raise WorkerError("a coordinator of this name is still there", coordinator_name(group))
+        clock.sleep(GONE_EVERY_S)
+
+
+def _wait_for_port(url: str | None, deadline: Deadline, clock: Clock) -> None:
+    """Where it does not go, the next start says whose port it is."""
+    quiet, is_told = Deadline(clock, GONE_QUIETLY_S), False
+    while url and _listens(url) and not deadline.expired():
+        if quiet.expired() and not is_told:
+            is_told = True
+            seconds_left = round(deadline.remaining_s(), 1)
+            structlog.get_logger().warning(
+                "waiting_for_port_of_old_coordinator", where=url, seconds_left=seconds_left
+            )
         clock.sleep(GONE_EVERY_S)
 
 

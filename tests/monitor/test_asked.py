@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import ray
+from structlog.testing import capture_logs
 
-from nap_stream.clock import SystemClock
+from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import CalibrationError, ReloadError, WorkerError
 from nap_stream.monitor.cluster import RayCluster
 from nap_stream.monitor.mailbox import Answer, ReloadRequest, Stage
@@ -160,6 +161,24 @@ def test_another_run_takes_the_place_of_one_that_has_ended() -> None:
     ray.get(second._coordinator.claims.remote(), timeout=PATIENCE_S)
     ray.kill(second._coordinator)
     wait_until_gone("again", None, CLOCK)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_port_that_is_waited_for_is_said_once() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/metrics"
+
+    class UntilClosed(ManualClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            if self.monotonic() > 3:
+                server.close()
+
+    with server, capture_logs() as logs:
+        wait_until_gone("nobody", url, UntilClosed())
+    assert [(log["event"], log["where"]) for log in logs] == [
+        ("waiting_for_port_of_old_coordinator", url)
+    ]
 
 
 @pytest.mark.usefixtures("cluster")
