@@ -27,6 +27,7 @@ from nap_stream.scored_log.history import find_alert
 from nap_stream.scored_log.query import Query, require_partitions, scan
 from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.seals import read_seal, read_span, seal_paths, told_pruned
+from nap_stream.scored_log.segment import read_footer
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect
 
@@ -128,7 +129,9 @@ def _neighbours(
 def _why_no_row(store: SegmentStore, partition: TopicPartition, offset: int) -> str:
     for file in files_of(store, partition, offset, offset + 1, unread=None):
         if file.start <= offset < file.end:
-            return _no_message(file.footer.gap)
+            whole = read_footer(store, file.path) or file.footer
+            held = (part for part in whole.parts if part.base_offset <= offset < part.end_offset)
+            return _no_message(next((part.gap for part in held), None))
     if never_was := _why_no_pruned_row(store, partition, offset):
         return never_was
     for words in told_pruned(store, [partition], offsets=(offset, offset)):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
+from nap_stream.errors import ConfigError, LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.objects import ObjectStore
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log import compact_plan
@@ -42,6 +42,7 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.scored_log.verify.run import verify
+from nap_stream.show import find_row
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,
@@ -308,6 +309,9 @@ def test_gaps_and_skipped_offsets_are_merged_and_kept(store: SegmentStore) -> No
     assert [part.gap for part in merged.merged] == [None, "retention has deleted them", None, None]
     assert (merged.gap, merged.rows) == (None, 4)
     assert _rows(store).column("offset").to_pylist() == [0, 1, 6, 7, 8, 9]
+    for offset, told in ((3, "declares a gap there: retention"), (4, "has no message there")):
+        with pytest.raises(ConfigError, match=told):
+            find_row(store, f"{CARS.topic}/{CARS.partition}/{offset}", [])
 
 
 def test_gaps_alone_make_a_file_without_rows(store: SegmentStore) -> None:
