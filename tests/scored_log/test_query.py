@@ -555,6 +555,7 @@ def test_sql_reaches_nothing_else_and_writes_nothing(tmp_path: Path, text: str) 
         ),
         ("SELECT count(*) FROM range(1000000) a, range(1000000) b, range(1000) c", "no answer"),
         ("SELECT list(random()) FROM range(1000000000)", ""),
+        ("SELECT 1 FROM range(1000000000) a, range(1000) b WHERE random() > 2", "no answer"),
     ],
 )
 def test_sql_that_asks_for_too_much_ends(root: Path, text: str, told: str) -> None:
