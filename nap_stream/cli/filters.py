@@ -94,4 +94,6 @@ def groups_of(text: str) -> "list[GroupBy]":
         raise ConfigError(
             f"expected one or two of {', '.join(GroupBy)}, got {text!r}", "--by", "Give day,class"
         )
+    if set(names) == {GroupBy.HOUR, GroupBy.DAY}:
+        raise ConfigError("an hour is of one day", "--by", "Give hour, or day")
     return [GroupBy(name) for name in names]

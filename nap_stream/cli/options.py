@@ -102,6 +102,8 @@ KeySecretOption = Annotated[
 ]
 
 _AGO = re.compile(r"^(\d+)([smhd])$")
+_ISO = re.compile(r"\d{4}(?:-?\d\d-?\d\d|-?W\d\d(?:-?\d)?)(?:[T ].+)?", re.ASCII)
+"""Python takes any character for the T, and the zone behind a day for a time of it."""
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -267,10 +269,12 @@ def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
         if ago:
             when = now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         else:
-            when = datetime.fromisoformat(text)
+            when = datetime.fromisoformat(text if _ISO.fullmatch(text) else "")
     except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"not a time: {text!r}", option, "Expected 2026-11-23T10:00, or 90m, 6h, 2d ago"
+            f"not a time: {text!r}",
+            option,
+            "Expected 2026-11-23T10:00Z or 2026-11-23T10:00+01:00, or 90m, 6h, 2d ago",
         ) from error
     if when.tzinfo is None:
         typer.echo(f"{option}: {text} is taken as UTC", err=True)

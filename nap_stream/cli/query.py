@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 EXIT_UNREAD = 3
 DEFAULT_TABLE_ROWS = 50
 DEFAULT_SQL_ROWS = 100_000
+MOST_LIMIT = 10**12
+MOST_MIB = 2**30
 SHOWN_GAPS = 20
 
 # The values of OutputFormat, which stands beside pyarrow and would load it for --help.
@@ -133,6 +135,7 @@ def query(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_LIMIT,
             help=f"At most so many rows, or counts; a table shows {DEFAULT_TABLE_ROWS} rows.",
         ),
     ] = None,
@@ -176,6 +179,10 @@ def query(
     from nap_stream.scored_log.query import Query, require_partitions
 
     store = log_store(config, log)
+    if (min_p_value or 0) > (1 if max_p_value is None else max_p_value):
+        raise ConfigError(
+            f"{min_p_value:g} is above {max_p_value:g}", "--min-p-value, --max-p-value"
+        )
     since_ms, until_ms = day_span_ms(since, until, day)
     keys, headers = tuple(map(key_of, key or ())), tuple(map(header_of, header or ()))
     values = [*keys, *(value for _, value in headers if value is not None)]
@@ -243,6 +250,7 @@ def sql(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_LIMIT,
             help=f"At most so many rows; a table shows {DEFAULT_TABLE_ROWS}, "
             f"other formats {DEFAULT_SQL_ROWS}.",
         ),
@@ -251,7 +259,13 @@ def sql(
         float, typer.Option(min=0.1, max=86_400, help="Give up after so many seconds.")
     ] = 300,
     memory: Annotated[
-        int, typer.Option(min=64, help="MiB of memory that DuckDB may use; it writes no files.")
+        int,
+        typer.Option(
+            min=64,
+            max=MOST_MIB,
+            help="MiB of memory for DuckDB's tables; a single value, such as a list of a million "
+            "names, may take more. It writes no files.",
+        ),
     ] = 4096,
 ) -> None:
     """Ask the scored log in SQL: the view is named records, its columns are those of a row.
@@ -287,7 +301,12 @@ def sql(
         memory_bytes=memory * 2**20,
         unread=unread,
     )
-    write_rows(found.schema, iter(found.to_batches()), output_format, output, limit)
+    try:
+        write_rows(found.schema, iter(found.to_batches()), output_format, output, limit)
+    except (OverflowError, ValueError) as error:
+        # Arrow holds times that Python does not.
+        problem = f"a value of the answer cannot be written: {error}"
+        raise ConfigError(problem, "the SQL", "Cast it to VARCHAR, or choose other rows") from error
     if found.num_rows > limit and output_format != "table":
         typer.echo(f"Only the first {limit:,} rows; there are more: give --limit.", err=True)
     _tell_query_pruned(store, filters)

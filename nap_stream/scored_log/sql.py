@@ -1,5 +1,6 @@
 """SQL over the rows of the chains: one SELECT, which reads nothing else and writes nothing."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from nap_stream.scored_log.query import Query, listed
 from nap_stream.scored_log.read import LISTINGS
 from nap_stream.scored_log.stores import SegmentStore
 
+_OFFSET = re.compile(r'(?<!")\boffset\b(?!")', re.IGNORECASE)
 _AGAIN_S = 0.1
 """How long after an interrupt the next one comes."""
 
@@ -163,7 +165,10 @@ def _one_select(engine: Engine, text: str) -> str:
     try:
         statements = engine.statements(text)
     except duckdb.Error as error:
-        raise ConfigError(f"no SQL: {_first_line(error)}", "the SQL") from error
+        hint = (
+            'The column offset is a word of SQL too: write "offset"' if _OFFSET.search(text) else ""
+        )
+        raise ConfigError(f"no SQL: {_first_line(error)}", "the SQL", hint) from error
     kinds = [statement.type for statement in statements]
     if kinds != [duckdb.StatementType.SELECT]:
         told = ", ".join(kind.name for kind in kinds) or "nothing"

@@ -197,6 +197,12 @@ def test_query_names_hours_without_rows_and_an_empty_answer(nap: Call, log: Path
         (["--day", "2026-02-30"], "--day 2026-02-30: expected a date such as"),
         (["--key", "base64:!"], "not base64"),
         (["--sort", "p-value", "--by", "hour"], "expected --limit and no --by"),
+        (["--by", "day,hour"], "an hour is of one day"),
+        (["--min-p-value", "0.9", "--max-p-value", "0.1"], "0.9 is above 0.1"),
+        (["--limit", str(2**63)], "Invalid value for '--limit'"),
+        (["--since", "2026-01-01+02:00"], "--since: not a time: '2026-01-01+02:00'"),
+        (["--until", "2026-01-01-02:00"], "--until: not a time: '2026-01-01-02:00'"),
+        (["--since", "2026-01-01x10:00"], "not a time"),
     ],
 )
 def test_query_refuses_what_is_not_there(
@@ -207,7 +213,31 @@ def test_query_refuses_what_is_not_there(
     assert told in ended.err
 
 
-@pytest.mark.parametrize("command", [["query", "--ood"], ["sql", "select count(key) from records"]])
+@pytest.mark.parametrize(
+    ("select", "told"),
+    [
+        ("select offset, key from records", 'write "offset"'),
+        ("select date '10000-01-01'", "cannot be written: date value out of range"),
+        ("select timestamptz 'infinity'", "Cast it to VARCHAR"),
+    ],
+)
+def test_sql_that_cannot_be_answered_says_what_to_write(
+    nap: Call, log: Path, select: str, told: str
+) -> None:
+    ended = nap("sql", "--log", log, select)
+    assert ended.exit_code == 2
+    assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["query", "--ood"],
+        ["sql", "select count(key) from records"],
+        ["sql", "select * from records"],
+        ["sql", "from records where key is null"],
+    ],
+)
 def test_a_segment_that_cannot_be_read_is_told_with_exit_code_3(
     nap: Call, log: Path, command: list[str]
 ) -> None:
