@@ -73,7 +73,14 @@ def publish(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a hidden sibling of ``path`` to write; it takes that name where the block succeeds."""
+    """Give a hidden sibling of ``path`` to write; it takes that name where the block succeeds.
+
+    Raises:
+        ConfigError: There is a device or a pipe of that name, in whose place no file belongs.
+        OSError: It cannot be written.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError("it is a device or a pipe, not a file", str(path), "Name a file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

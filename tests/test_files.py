@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def test_a_name_that_is_a_folder_is_refused_without_leftovers(tmp_path: Path) ->
         publish(tmp_path / "table.csv", b"")
 
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+
+    with pytest.raises(ConfigError, match="a device or a pipe"):
+        publish(tmp_path / "out", b"")
+
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
 def test_a_full_disk_is_told_and_one_with_room_is_not(tmp_path: Path) -> None:
