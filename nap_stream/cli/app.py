@@ -1,5 +1,6 @@
 """The program: its commands, and how it ends where one of them fails."""
 
+import errno
 import logging
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from nap_stream.text import printable
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
+"""As a shell has it of a program that SIGPIPE has ended."""
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +141,29 @@ def main() -> None:
     try:
         build_app()()
     except NapStreamError as error:
-        from rich.console import Console
-        from rich.text import Text
-
-        # Names of topics and files come from outside: the terminal must not obey them.
-        lines = [printable(line) for line in str(error).splitlines()]
-        message = Text("error: " + "\n".join(lines))
-        message.stylize("bold red", 0, len("error:"))
-        Console(stderr=True, soft_wrap=True).print(message)
+        _tell(str(error))
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe, such as head, has gone: nothing is wrong here.
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as ended:
+        # The reader of a pipe, such as head, has gone. Typer and rich have that end with 1, which
+        # some commands have for a defect; and 0 would say that all was told.
+        if isinstance(ended.__context__, BrokenPipeError):
+            sys.exit(EXIT_READER_GONE)
+        raise
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN or error.filename is not None:
+            raise
+        _tell(f"standard output: cannot write: {error.strerror}")
+        sys.exit(EXIT_FAILED)
+
+
+def _tell(problem: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    # Names of topics and files come from outside: the terminal must not obey them.
+    lines = [printable(line) for line in problem.splitlines()]
+    message = Text("error: " + "\n".join(lines))
+    message.stylize("bold red", 0, len("error:"))
+    Console(stderr=True, soft_wrap=True).print(message)

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -452,3 +455,20 @@ def test_sql_is_asked_of_the_files_that_options_choose(nap: Call, log: Path) -> 
     assert nap("sql", "--log", log, "--day", "2026-01-02", *count).out.split() == ["n", "0"]
     refused = nap("sql", "--log", log, "--partition", "7", *count)
     assert (refused.exit_code, "no partition '7'; it has 0" in refused.err) == (2, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", [["query", "-f", "json"], ["verify"]])
+def test_a_full_disk_and_a_reader_that_is_gone_are_no_defects(
+    log: Path, command: list[str]
+) -> None:
+    program = [sys.executable, "-m", "nap_stream", *command, "--log", str(log)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, check=False)
+    problem = b"error: standard output: cannot write: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, problem)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        ended = subprocess.run(program, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (141, b"")
