@@ -1,6 +1,7 @@
 """TLS that fails says how, at once, against a real broker's listeners."""
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -34,10 +35,13 @@ class TlsBroker:
     authority: Path
     client: Path
     stranger: Path
+    expired: Path
 
     def settings(self, listener: str, **changes: Any) -> KafkaSettings:
         server = self.plain if listener == "PLAIN" else f"127.0.0.1:{self.ports[listener]}"
-        given = {"security_protocol": "SSL", "ssl_cafile": self.authority, **changes}
+        given: dict[str, Any] = {"security_protocol": "SSL", **changes}
+        if given["security_protocol"].endswith("SSL"):
+            given = {"ssl_cafile": self.authority, **given}
         return KafkaSettings(bootstrap_servers=(server,), topic="images", **given)
 
 
@@ -79,6 +83,7 @@ def tls(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             authority.file,
             client=authority.issue("client"),
             stranger=other.issue("stranger"),
+            expired=authority.issue("client-of-before", days=-1),
         )
 
 
@@ -137,6 +142,7 @@ def test_what_is_wrong_with_tls_is_said_at_once(tls: TlsBroker) -> None:
     error = said("it speaks TLS", "MUTUAL", security_protocol="SASL_PLAINTEXT", **sasl)
     assert "to SASL_SSL" in error.action
     assert "to PLAINTEXT" in said("speaks Kafka without TLS", "PLAIN").action
+    said("which ended on", "MUTUAL", ssl_certfile=tls.expired, ssl_keyfile=tls.expired)
     error = said("speaks Kafka without TLS", "PLAIN", security_protocol="SASL_SSL", **sasl)
     assert "to SASL_PLAINTEXT" in error.action
 
@@ -157,18 +163,34 @@ def test_one_broker_that_answers_is_enough(tls: TlsBroker) -> None:
     assert not caught.value.retriable
 
 
+def login(server: str, **changes: Any) -> KafkaSettings:
+    """To log in at a listener without TLS, but for the changes."""
+    given = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": SASL_USER,
+        "sasl_password": SASL_PASSWORD,
+        **changes,
+    }
+    return KafkaSettings(bootstrap_servers=(server,), topic="images", **given)
+
+
 @pytest.mark.kafka
 def test_a_mechanism_that_is_switched_off_is_no_wrong_password(apache_kafka: ApacheKafka) -> None:
-    settings = KafkaSettings(
-        bootstrap_servers=(apache_kafka.sasl_bootstrap,),
-        topic="images",
-        security_protocol="SASL_PLAINTEXT",
-        sasl_mechanism="SCRAM-SHA-512",
-        sasl_username=SASL_USER,
-        sasl_password=SASL_PASSWORD,
-    )
-    error = require_said_at_once(settings, "has not switched on SCRAM-SHA-512")
+    settings = login(apache_kafka.sasl_bootstrap, sasl_mechanism="SCRAM-SHA-512")
+    error = require_said_at_once(settings, "has not switched on SCRAM-SHA-512, but PLAIN")
     assert SASL_PASSWORD not in str(error).replace("SCRAM", "")
+
+
+@pytest.mark.kafka
+def test_who_may_log_in_is_asked_before_the_client_is(apache_kafka: ApacheKafka) -> None:
+    """A client would say of the one that nobody answers, and of the other that it is refused."""
+    settings = KafkaSettings(bootstrap_servers=(apache_kafka.sasl_bootstrap,), topic="images")
+    error = require_said_at_once(settings, "it wants a login (PLAIN), and")
+    assert "Set it to SASL_PLAINTEXT" in error.action
+    error = require_said_at_once(login(apache_kafka.bootstrap), "it takes no login, and")
+    assert "set it to PLAINTEXT" in error.action
+    assert greet(login(apache_kafka.sasl_bootstrap), 30) == ()
 
 
 @pytest.fixture
@@ -196,6 +218,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
         ({"ssl_certfile": "text"}, "kafka.ssl_certfile"),
         ({"ssl_certfile": "good", "ssl_keyfile": "other"}, "kafka.ssl_certfile"),
         ({"ssl_certfile": "good", "ssl_keyfile": "empty"}, "kafka.ssl_certfile"),
+        ({"ssl_certfile": "folder", "ssl_keyfile": "good"}, "kafka.ssl_certfile"),
+        ({"ssl_certfile": "good", "ssl_keyfile": "folder"}, "kafka.ssl_keyfile"),
     ],
     ids=str,
 )
@@ -210,7 +234,8 @@ def test_a_file_that_cannot_be_used_is_named(
     )
     with pytest.raises(ConfigError) as caught:
         connect(settings)
-    assert setting in caught.value.where
+    assert caught.value.where.startswith(setting)
+    assert "ssl.c" not in caught.value.problem
 
 
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL"])
@@ -230,6 +255,29 @@ def test_what_is_no_broker_is_told_within_the_time(protocol: Any, answer: bytes 
         server.shutdown(socket.SHUT_RDWR)
         serving.join(PATIENCE_S)
     assert "127.0.0.1:" in caught.value.problem
+
+
+# Kafka's answers: to ApiVersions, and to SaslHandshake, in drops, cut short or of nobody's making.
+_VERSIONS = struct.pack(">iihi", 10, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [b"", b"\xff" * 40, struct.pack(">iihi", 10, 1, 0, 2**31 - 1), struct.pack(">ii", 2**19, 1)],
+)
+def test_what_does_not_tell_who_may_log_in_is_left_to_the_client(second: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serving = threading.Thread(target=_serve, args=(server, _VERSIONS + second), daemon=True)
+        serving.start()
+        assert greet(login(f"127.0.0.1:{server.getsockname()[1]}"), 0.5) == ()
+        server.shutdown(socket.SHUT_RDWR)
+        serving.join(PATIENCE_S)
+
+
+def test_a_name_that_no_host_can_have_is_told() -> None:
+    settings = KafkaSettings(bootstrap_servers=(f"{'h' * 70}:9092", "a..b:9092"), topic="images")
+    with pytest.raises(BrokerUnavailableError, match=r"no name of a host .*; a..b:9092: no name"):
+        greet(settings, 5)
 
 
 def _serve(server: socket.socket, answer: bytes | None) -> None:

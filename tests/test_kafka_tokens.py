@@ -323,6 +323,17 @@ def test_the_secret_is_read_anew_for_each_token(endpoint: HttpReceiver, tmp_path
         ({"oauth": oauth("https://a:b@idp.example/token")}, "without user and password"),
         ({"oauth": oauth("https://idp.example/t", client_secret=None)}, "expected one of"),
         ({"sasl_mechanism": "AWS_MSK_IAM"}, "AWS_MSK_IAM needs security_protocol SASL_SSL"),
+        ({"security_protocol": "SSL"}, "sasl_mechanism and oauth need .*, and it is SSL"),
+        (
+            {"security_protocol": "PLAINTEXT", "sasl_mechanism": None, "ssl_cafile": __file__},
+            "ssl_cafile need security_protocol SSL or SASL_SSL",
+        ),
+        (
+            {"security_protocol": "SSL", "sasl_mechanism": None, "ssl_keyfile": __file__},
+            "ssl_keyfile needs ssl_certfile",
+        ),
+        ({"bootstrap_servers": "broker:99092"}, "a port is a number from 1 to 65535, got 99092"),
+        ({"bootstrap_servers": "kafka://broker:9092"}, "expected host:port"),
     ],
 )
 def test_settings_that_are_not_whole_are_refused(changes: dict[str, Any], words: str) -> None:

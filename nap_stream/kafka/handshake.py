@@ -1,9 +1,11 @@
 """What a broker's port speaks, and what is wrong with its TLS, asked before the client is.
 
 kafka-python says of every failed handshake that no broker answered, when its time is up. Here one
-connection asks for `ApiVersions`, which brokers answer to anybody, and what goes wrong has a name.
+connection asks for `ApiVersions`, which brokers answer to anybody, and by `SaslHandshake` who may
+log in how. What goes wrong has a name.
 """
 
+import re
 import socket
 import ssl
 import struct
@@ -15,12 +17,22 @@ from pathlib import Path
 
 from cryptography import x509
 
+from nap_stream.clock import Deadline, SystemClock
 from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.text import listed, printable
 
-_API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 1, -1)
+_API_VERSIONS, _SASL_HANDSHAKE = (18, 0), (17, 1)
+"""API keys and versions of Kafka's protocol."""
+_REQUEST = struct.Struct(">ihhih")
 """Size, API key and version, correlation id, and no client id."""
 _HEAD = struct.Struct(">ii")
+_SIZE = 4
+"""Bytes of a size, which does not count itself, and of a correlation id."""
+_HANDSHAKE = struct.Struct(">hi")
+"""Error code, and how many mechanisms follow, each a string."""
+_WELL, _NO_LOGIN_HERE, _NOT_THIS_MECHANISM = b"\0\0", 34, 33
+"""Error codes; the first one as it comes."""
 _LARGEST_ANSWER = 2**20
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 _EXPIRED, _NOT_YET = 10, 9
@@ -78,7 +90,7 @@ def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
     if len(refused) == len(failures):
         raise refused[0]
     raise BrokerUnavailableError(
-        "no broker answered: " + "; ".join(error.problem for error in failures),
+        "no broker answered: " + "; ".join(f"{error.where}: {error.problem}" for error in failures),
         ", ".join(settings.bootstrap_servers),
         failures[0].action,
     )
@@ -103,24 +115,27 @@ class _Listener:
             connection = socket.create_connection(address, self.timeout_s)
         except OSError as error:
             raise self.away((error.strerror or str(error)).lower() or "no answer") from error
+        except UnicodeError as error:
+            raise self.away(f"no name of a host ({error})") from error
         with connection:
             yield connection
 
     def away(self, problem: str) -> BrokerUnavailableError:
         return BrokerUnavailableError(
-            f"{self.server}: {problem}",
+            problem,
             self.server,
             "Check kafka.bootstrap_servers, the network, and that the broker runs",
         )
 
     def refused(self, problem: str, action: str = "") -> BrokerError:
-        return BrokerError(f"{self.server}: {problem}", self.server, action)
+        return BrokerError(problem, self.server, action)
 
 
 def _greet_plainly(listener: _Listener) -> None:
     with listener.connected() as connection:
         try:
             if _answers(connection):
+                _require_login(connection, listener)
                 return
         except ConnectionError:
             pass
@@ -141,6 +156,7 @@ def _greet_by_tls(listener: _Listener, context: ssl.SSLContext) -> Certificate:
                 certificate = _described(wrapped.getpeercert(binary_form=True), listener.server)
                 # In TLS 1.3 a broker refuses a client's certificate only after the handshake.
                 if _answers(wrapped):
+                    _require_login(wrapped, listener)
                     return certificate
         except ssl.SSLCertVerificationError as error:
             raise _not_trusted(error, listener) from error
@@ -157,15 +173,88 @@ def _answers(connection: socket.socket) -> bool:
         ConnectionError: The peer hangs up hard.
         TimeoutError: Nothing comes.
     """
-    connection.sendall(_API_VERSIONS)
-    head = b""
-    while len(head) < _HEAD.size:
-        piece = connection.recv(_HEAD.size - len(head))
+    return _ask(connection, _API_VERSIONS) is not None
+
+
+def _require_login(connection: socket.socket, listener: _Listener) -> None:
+    """Refuse a listener that wants a login that the settings have not, or has none that they have.
+
+    What answers otherwise than Apache Kafka is left to the client.
+    """
+    settings = listener.settings
+    wanted = settings.sasl_mechanism if settings.security_protocol.startswith("SASL") else None
+    # Amazon's signer makes tokens for that mechanism.
+    name = "OAUTHBEARER" if wanted == "AWS_MSK_IAM" else wanted or "PLAIN"
+    said = None
+    with suppress(OSError):
+        body = struct.pack(">h", len(name)) + name.encode()
+        said = _handshake(_ask(connection, _SASL_HANDSHAKE, body))
+    if said is None:
+        return
+    code, mechanisms = said
+    has = printable(listed(mechanisms, 8)) or "nothing that is known"
+    if wanted is not None and code == _NO_LOGIN_HERE:
+        raise listener.refused(
+            f"it takes no login, and kafka.security_protocol is {settings.security_protocol}",
+            "Name a listener with SASL, or set it to "
+            + ("SSL" if settings.security_protocol == "SASL_SSL" else "PLAINTEXT"),
+        )
+    if wanted is not None and code == _NOT_THIS_MECHANISM:
+        raise listener.refused(
+            f"it has not switched on {wanted}, but {has}",
+            "Set kafka.sasl_mechanism to one that the listener has",
+        )
+    if wanted is None and code in (0, _NOT_THIS_MECHANISM) and not _still_answers(connection):
+        raise listener.refused(
+            f"it wants a login ({has}), and kafka.security_protocol is "
+            f"{settings.security_protocol}",
+            "Set it to "
+            + ("SASL_SSL" if settings.security_protocol == "SSL" else "SASL_PLAINTEXT")
+            + ", with kafka.sasl_mechanism and what it needs, or name a listener without a login",
+        )
+
+
+def _still_answers(connection: socket.socket) -> bool:
+    """Whether somebody who has not logged in is answered once a login was begun."""
+    with suppress(OSError):
+        # Apache Kafka answers with an error, and hangs up.
+        return (_ask(connection, _API_VERSIONS) or b"").startswith(_WELL)
+    return False
+
+
+def _handshake(answer: bytes | None) -> tuple[int, list[str]] | None:
+    """The error code and the mechanisms of a listener; None where it is no such answer."""
+    try:
+        code, count = _HANDSHAKE.unpack_from(answer or b"")
+        rest, names = (answer or b"")[_HANDSHAKE.size :], []
+        for _ in range(count):
+            (size,) = struct.unpack_from(">H", rest)
+            names.append(rest[2 : 2 + size].decode("ascii", "replace"))
+            rest = rest[2 + size :]
+    except struct.error:
+        return None
+    return code, names
+
+
+def _ask(connection: socket.socket, api: tuple[int, int], body: bytes = b"") -> bytes | None:
+    """What Kafka answers, without its head; None where something else comes, or the end."""
+    connection.sendall(_REQUEST.pack(_REQUEST.size - _SIZE + len(body), *api, 1, -1) + body)
+    size, correlation_id = _HEAD.unpack(_received(connection, _HEAD.size) or bytes(_HEAD.size))
+    if not _SIZE < size < _LARGEST_ANSWER or correlation_id != 1:
+        return None
+    return _received(connection, size - _SIZE)
+
+
+def _received(connection: socket.socket, size: int) -> bytes | None:
+    deadline, data = Deadline(SystemClock(), connection.gettimeout() or 0.0), b""
+    while len(data) < size:
+        if deadline.expired():  # what comes in drops is no answer
+            raise TimeoutError
+        piece = connection.recv(size - len(data))
         if not piece:
-            return False
-        head += piece
-    size, correlation_id = _HEAD.unpack(head)
-    return bool(0 < size < _LARGEST_ANSWER and correlation_id == 1)
+            return None
+        data += piece
+    return data
 
 
 def _speaks_tls(listener: _Listener) -> bool:
@@ -204,6 +293,12 @@ def _no_tls(error: OSError, listener: _Listener) -> BrokerError:
             f"it wants a certificate of the client, and there is none{or_else} ({_words(error)})",
             "Set kafka.ssl_certfile and kafka.ssl_keyfile",
         )
+    for own in _own(settings):
+        if own.ends < datetime.now(UTC):
+            return listener.refused(
+                f"it refuses the client's certificate, which ended on {own.ends:%F}",
+                f"Renew kafka.ssl_certfile {settings.ssl_certfile}",
+            )
     return listener.refused(
         f"it refuses the client's certificate ({_words(error)})",
         f"Check that the broker trusts the issuer of kafka.ssl_certfile {settings.ssl_certfile}, "
@@ -253,12 +348,26 @@ def _context(settings: KafkaSettings) -> ssl.SSLContext:
         try:
             context.load_cert_chain(settings.ssl_certfile, keyfile, password=_no_password)
         except OSError as error:
+            # Where a file is missing, or may not be read, OpenSSL does not say which.
+            for name in ("ssl_certfile", "ssl_keyfile"):
+                if (problem := _unreadable(getattr(settings, name))) is not None:
+                    raise ConfigError(f"it cannot be read: {problem}", f"kafka.{name}") from error
             raise ConfigError(
                 f"certificate and key cannot be used ({_words(error)})",
                 f"kafka.ssl_certfile {settings.ssl_certfile}, kafka.ssl_keyfile",
                 "Both are PEM files, the key belongs to the certificate and has no password",
             ) from error
     return context
+
+
+def _unreadable(file: Path | None) -> str | None:
+    """Why a file cannot be read, in the system's words."""
+    try:
+        if file is not None:
+            file.open("rb").close()
+    except OSError as error:
+        return (error.strerror or type(error).__name__).lower()
+    return None
 
 
 def _no_password() -> str:
@@ -292,4 +401,6 @@ def _described(der: bytes | None, owner: str) -> Certificate:
 def _words(error: OSError) -> str:
     """An error of TLS or of a file in a few words, without paths and source lines."""
     reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
-    return str(reason).replace("_", " ").lower()
+    # Where OpenSSL has no reason, Python says only where in its own source it asked.
+    said = re.sub(r"^\[ssl\] | \(_?ssl\.c:\d+\)$", "", str(reason).lower())
+    return said.replace("_", " ")

@@ -50,6 +50,7 @@ from nap_stream.settings.values import (
     TopicName,
 )
 
+LAST_PORT = 65_535
 EVERY_KEY = {"every_key": True}
 """The context in which settings are dumped whole, for people."""
 _KEYS_OF_ELSEWHERE = frozenset(
@@ -144,8 +145,10 @@ class KafkaSettings(Section):
     def _need_host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for server in value:
             host, _, port = server.rpartition(":")
-            if not host or not port.isdigit():
+            if not host or not port.isdecimal() or {*host} & {*"/ \t"}:
                 raise ValueError(f"expected host:port, got {server.rpartition('@')[2]!r}")
+            if not 0 < int(port) <= LAST_PORT:
+                raise ValueError(f"a port is a number from 1 to {LAST_PORT}, got {port}")
             if "@" in host:
                 shown = server.rpartition("@")[2]
                 raise ValueError(f"expected host:port without a user, got {shown!r}")
@@ -157,6 +160,12 @@ class KafkaSettings(Section):
     def _sasl_is_whole(self) -> Self:
         mechanism, password = self.sasl_mechanism, self.sasl_password or self.sasl_password_file
         if not self.security_protocol.startswith("SASL"):
+            # A password may stand in an environment that is shared: without SASL nobody gets it.
+            if mechanism or self.oauth:
+                raise ValueError(
+                    f"sasl_mechanism and oauth need security_protocol SASL_SSL or SASL_PLAINTEXT, "
+                    f"and it is {self.security_protocol}"
+                )
             return self
         if mechanism == "OAUTHBEARER":
             if self.oauth is None:
@@ -169,6 +178,19 @@ class KafkaSettings(Section):
                 f"{self.security_protocol} needs sasl_mechanism, sasl_username and a password "
                 "(NAP_STREAM__KAFKA__SASL_PASSWORD or sasl_password_file)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        files = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+        given = [name for name in files if getattr(self, name) is not None]
+        if given and not self.security_protocol.endswith("SSL"):
+            raise ValueError(
+                f"{', '.join(given)} need security_protocol SSL or SASL_SSL, and it is "
+                f"{self.security_protocol}"
+            )
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile, the certificate that it belongs to")
         return self
 
 
