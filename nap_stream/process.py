@@ -6,10 +6,11 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -38,6 +39,35 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def noted_signals() -> Iterator[Callable[[], set[int]]]:
+    """Gives what signals have come since, whoever handles them and whatever became of that.
+
+    An exception that a handler raises is lost where it comes up in code that lets none out, as a
+    destructor: then the program goes on as if there had been no signal. Of signals that Python
+    handles alone, and in the main thread: elsewhere none is noted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield set
+        return
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        for end in (reader, writer):
+            end.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        noted: set[int] = set()
+
+        def so_far() -> set[int]:
+            with suppress(BlockingIOError):
+                noted.update(reader.recv(4096))
+            return noted
+
+        try:
+            yield so_far
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from nap_stream.process import (
     available_cpus,
     configure_logging,
     note_hangups,
+    noted_signals,
     stop_on_signals,
     store_environment,
 )
@@ -54,6 +55,19 @@ def test_a_signal_only_sets_the_flag(number: signal.Signals) -> None:
         assert not stop.is_set()
         _send(number)
         assert stop.wait(PATIENCE_S)
+
+
+def test_a_signal_is_noted_whatever_became_of_it() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    before = signal.set_wakeup_fd(-1)
+    with noted_signals() as signals:
+        assert signals() == set()
+        _send(signal.SIGTERM)
+        assert signals() == {signal.SIGTERM}
+        with pytest.raises(AssertionError):
+            _send(signal.SIGINT)
+        assert signals() == {*NUMBERS}
+    assert signal.set_wakeup_fd(before) == -1
 
 
 def test_a_second_interrupt_does_not_wait() -> None:

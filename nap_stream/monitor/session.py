@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import ReloadError, WorkerError
 from nap_stream.monitor.fleet import Node, Repeated
 from nap_stream.monitor.mailbox import Answer, ReloadRequest, await_answer
-from nap_stream.process import available_cpus
+from nap_stream.process import available_cpus, noted_signals
 from nap_stream.settings.schema import Settings
 from nap_stream.settings.topics import TopicSelection
 from nap_stream.text import listed
@@ -59,6 +60,17 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
         yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    with noted_signals() as signals:
+        _connect(address, cpus)
+        lost = signals()
+    try:
+        _require_none(lost)
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> None:
     try:
         if address:
             ray.init(address=address)
@@ -84,10 +96,18 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
             if is_slow
             else f"See these logs. Ray needs room and the right to write in {folder}",
         ) from error
-    try:
-        yield not address
-    finally:
-        ray.shutdown()
+
+
+def _require_none(signals: set[int]) -> None:
+    """End the program as a signal would have that came while Ray started, and was lost there.
+
+    Ray's handlers raise, and so does Python's own of SIGINT; what is raised while Ray runs code
+    that lets nothing out is gone.
+    """
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+    if signal.SIGTERM in signals:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def cluster_resources(address: str | None) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """Workers as Ray actors, on logical GPUs: Ray counts two, torch sees none."""
 
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -420,6 +422,31 @@ def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
     assert caught.value.where == (
         "its logs in /a/folder/ray/session_latest/logs" if address is None else f"address {address}"
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_that_ray_loses_while_it_starts_ends_the_program(
+    number: signal.Signals, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's handlers raise, and what is raised in a destructor is gone."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+
+    def losing(**_options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(end):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", losing)
+    try:
+        with pytest.raises(end), ray_session("10.0.0.1:6379", 1):
+            pytest.fail("the run goes on")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
