@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -106,6 +107,7 @@ def _run(
     from ray.exceptions import AuthenticationError  # noqa: PLC0415  see `_require_ray`
 
     address = os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    shown = _shown(address)
     stop = threading.Event()
     if follow:
         # Before anything is submitted: what is asked meanwhile holds for the job, too.
@@ -117,13 +119,14 @@ def _run(
         else:
             job.wait_for_start()
     except AuthenticationError as error:
-        problem = f"the Ray cluster at {address} wants a token.\n{_how_to_send_one()}"
+        problem = f"the Ray cluster at {shown} wants a token.\n{_how_to_send_one()}"
         raise _FailedError(problem) from error
     except OSError as error:  # requests' errors among them
-        problem = f"no Ray cluster answers at {address}: RAY_API_SERVER_ADDRESS names its dashboard"
+        problem = f"no Ray cluster answers at {shown}: RAY_API_SERVER_ADDRESS names its dashboard"
         raise _FailedError(problem) from error
     except (RuntimeError, ValueError) as error:
-        raise _FailedError(f"the Ray cluster at {address} refused: {_short(error)}") from error
+        said = _short(error).replace(address, shown)
+        raise _FailedError(f"the Ray cluster at {shown} refused: {said}") from error
 
 
 class _Job:
@@ -171,7 +174,7 @@ class _Job:
         job = cls(client, request)
         done = "submitted as" if job._submit(may_be_there=running is not None) else "took back"
         name = job._name
-        _say(f"{done} {name}; to stop it: ray job stop --address {address} {name}")
+        _say(f"{done} {name}; to stop it: ray job stop --address {_shown(address)} {name}")
         return job
 
     def _submit(self, *, may_be_there: bool) -> bool:
@@ -401,6 +404,11 @@ def _how_to_send_one() -> str:
         "Set RAY_AUTH_MODE=token, and put the token of the cluster's head, where "
         f"`ray get-auth-token` shows it, into {places}"
     )
+
+
+def _shown(address: str) -> str:
+    """An address without the user and the password in it."""
+    return re.sub(r"//[^/]*@", "//…@", address)
 
 
 def _metrics(line: str) -> str:

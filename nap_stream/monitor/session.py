@@ -39,6 +39,10 @@ when on it is told."""
 CONNECT_S = 1.0
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_HTTP2_FRAME, _HTTP2_SETTINGS = 9, b"\4"
+"""How gRPC begins, as the head speaks it: settings from both sides (RFC 9113, 3.4). The fourth byte
+of a frame is its kind."""
 CLAIMS_S = 30.0
 """How long another monitor may take to say what it has: it may have begun just now."""
 BACK_WITHIN_S = GONE_WITHIN_S + 3 * CLAIMS_S
@@ -71,6 +75,8 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
 
 
 def _connect(address: str | None, cpus: int) -> None:
+    if address:
+        _require_head(address)
     try:
         if address:
             ray.init(address=address)
@@ -96,6 +102,41 @@ def _connect(address: str | None, cpus: int) -> None:
             if is_slow
             else f"See these logs. Ray needs room and the right to write in {folder}",
         ) from error
+
+
+def _require_head(address: str) -> None:
+    """Refuse an address at which no head of Ray is, where it is one of a host and a port.
+
+    Ray itself would ask it for 100 s, and heed no signal meanwhile.
+
+    Raises:
+        WorkerError: Nobody listens there, or somebody else does.
+    """
+    place = address.removeprefix("ray://")
+    host, _, port = place.rpartition(":")
+    if "://" not in place and not (host and port.isdecimal()):
+        return
+    problem = "it is no head's" if "://" in place else _not_head(host.strip("[]"), int(port))
+    if problem is not None:
+        raise WorkerError(
+            f"cannot connect to Ray: {problem}",
+            f"address {address}",
+            "Check --address or RAY_ADDRESS, the head's HOST:PORT (6379 unless it was started with "
+            "another; 8265 is its dashboard's), and that `ray status` answers there",
+        )
+
+
+def _not_head(host: str, port: int) -> str | None:
+    """Why nobody who speaks gRPC is there, or None; whoever speaks TLS counts, where Ray does."""
+    try:
+        with socket.create_connection((host, port), ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
+                return None
+            connection.sendall(_HTTP2_GREETING)
+            is_head = connection.recv(_HTTP2_FRAME)[3:4] == _HTTP2_SETTINGS
+    except (OSError, UnicodeError, OverflowError) as error:
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    return None if is_head else "what listens there is no head of Ray"
 
 
 def _require_none(signals: set[int]) -> None:

@@ -186,3 +186,17 @@ def test_a_configuration_in_a_store_is_handed_on_as_it_stands(scheme: str) -> No
         with pytest.raises(ray_job._FailedError, match=r"an address with \? or @") as caught:
             ray_job._configuration(secret, upload=False)
         assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("problem", [AWAY, RuntimeError("no http://ann:hush@head:8265 here")])
+def test_a_password_in_the_address_of_the_cluster_is_not_shown(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_address: str) -> None:
+        raise problem
+
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ann:hush@head:8265")
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
+    with pytest.raises(ray_job._FailedError, match="http://…@head:8265") as caught:
+        ray_job._run(CONFIG, None, [], on=None, follow=False)
+    assert "hush" not in str(caught.value)

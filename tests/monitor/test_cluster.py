@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -399,7 +400,8 @@ def test_a_session_within_a_session_leaves_ray_running() -> None:
     [
         (None, "The current node timed out during startup.", "did not start", "Start again"),
         (None, "No space left on device", "did not start", "room and the right to write"),
-        ("10.0.0.1:6379", "nobody answers", "cannot connect to Ray", "--address"),
+        ("auto", "nobody answers", "cannot connect to Ray", "--address"),
+        ("http://10.0.0.1:8265", "no head's", "cannot connect to Ray", "--address"),
     ],
 )
 def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
@@ -424,6 +426,33 @@ def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
     )
 
 
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_an_address_of_no_head_is_told_at_once(
+    answer: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of nobody, of a port that hangs up, and of a dashboard."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer or b"")
+
+        serving = threading.Thread(target=serve, daemon=True)
+        if answer is None:
+            server.close()
+        else:
+            serving.start()
+        with pytest.raises(WorkerError, match="connect to Ray") as caught, ray_session(address, 1):
+            pass
+    assert caught.value.where == f"address {address}"
+    assert ("refused" in caught.value.problem) == (answer is None)
+    assert "8265" in caught.value.action
+
+
 @pytest.mark.parametrize(
     ("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
@@ -442,7 +471,7 @@ def test_a_signal_that_ray_loses_while_it_starts_ends_the_program(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", losing)
     try:
-        with pytest.raises(end), ray_session("10.0.0.1:6379", 1):
+        with pytest.raises(end), ray_session("auto", 1):
             pytest.fail("the run goes on")
     finally:
         for each, handler in before.items():
