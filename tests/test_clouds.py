@@ -3,6 +3,7 @@
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nap_stream.objects import ObjectStore, RequestLimits
 from tests.support import s3
 from tests.support.clouds import ACCOUNT_KEY, TOKEN, Emulator, environment
 from tests.support.s3 import HOST, MESSAGE, Fault, FaultProxy, fault_proxy
+from tests.support.waiting import PATIENCE_S
 
 QUICK = RequestLimits(
     connect_timeout_s=2,
@@ -23,6 +25,13 @@ QUICK = RequestLimits(
     backoff_initial_s=0.02,
     backoff_max_s=0.1,
 )
+PATIENT = replace(
+    QUICK,
+    connect_timeout_s=PATIENCE_S,
+    request_timeout_s=PATIENCE_S,
+    retry_timeout_s=PATIENCE_S,
+)
+"""For all that answers, or refuses the connection, at once."""
 AZ, GS, S3 = "az://logs/x", "gs://logs/x", "s3://logs/x"
 KEY = "AZURE_STORAGE_ACCOUNT_KEY"
 HUSH = "hush-hush"
@@ -43,8 +52,8 @@ def failing() -> Iterator[FaultProxy]:
         yield proxy
 
 
-def requests(root: str) -> dict[str, Callable[[], object]]:
-    store = ObjectStore(root, limits=QUICK)
+def requests(root: str, limits: RequestLimits = PATIENT) -> dict[str, Callable[[], object]]:
+    store = ObjectStore(root, limits=limits)
     return {
         "create": lambda: store.create("a", b"mine"),
         "read": lambda: store.read("a"),
@@ -93,8 +102,9 @@ def test_each_request_says_what_is_wrong_and_what_to_set(
     words, variable = said
     set_all(monkeypatch, environment(root[:2], failing.endpoint))
     failing.draw = lambda _: fault
-    for name, request in requests(root).items():
-        if fault is Fault.HANG_BEFORE and name != "read":
+    hangs = fault is Fault.HANG_BEFORE
+    for name, request in requests(root, QUICK if hangs else PATIENT).items():
+        if hangs and name != "read":
             continue
         with pytest.raises(ScoredLogError, match=words) as caught:
             request()
@@ -119,7 +129,7 @@ def test_an_object_that_may_not_be_removed_is_no_outage_although_the_request_is_
     set_all(monkeypatch, s3.environment(endpoint) if root == S3 else environment("az", endpoint))
     failing.draw = lambda _: fault
     with pytest.raises(LogRootError, match=words) as caught:
-        ObjectStore(root, limits=QUICK).remove(["a (code: 503)", "b"])
+        ObjectStore(root, limits=PATIENT).remove(["a (code: 503)", "b"])
     assert MESSAGE not in told(caught.value)
 
 
@@ -217,7 +227,7 @@ def test_what_the_environment_says_and_cannot_be_used_is_no_outage(
         else:
             monkeypatch.setenv(name, value)
     with pytest.raises(LogRootError, match=words) as caught:
-        ObjectStore(root, limits=QUICK).read("a")
+        ObjectStore(root, limits=PATIENT).read("a")
     assert not caught.value.retriable
     told(caught.value)
     # Where the client breaks down, Rust says so on its own.
@@ -233,7 +243,7 @@ def test_a_file_that_is_no_credentials_is_not_shown(
     (tmp_path / "key.json").write_text(f'{{"type": "{HUSH}"}}')
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     with pytest.raises(LogRootError, match="not the key of a service account") as caught:
-        ObjectStore(GS, limits=QUICK)
+        ObjectStore(GS, limits=PATIENT)
     told(caught.value)
 
 
@@ -254,7 +264,7 @@ def test_a_machine_without_credentials_is_told_how_to_give_some(
     monkeypatch.setenv("HOME", "/nonexistent")
     set_all(monkeypatch, {"AZURE_STORAGE_ACCOUNT_NAME": "account", **environ})
     with pytest.raises(ScoredLogError, match="no credentials were found") as caught:
-        ObjectStore(root, limits=QUICK).read("a")
+        ObjectStore(root, limits=PATIENT).read("a")
     assert caught.value.retriable
     assert "_ACCOUNT" in caught.value.action or "GOOGLE_APPLICATION" in caught.value.action
     told(caught.value)
@@ -274,7 +284,7 @@ def test_credentials_that_cannot_be_read_are_none(
 ) -> None:
     set_all(monkeypatch, {"AZURE_STORAGE_ACCOUNT_NAME": "account", **environ})
     with pytest.raises(ScoredLogError, match="no credentials were found"):
-        ObjectStore(root, limits=QUICK).read("a")
+        ObjectStore(root, limits=PATIENT).read("a")
 
 
 @pytest.mark.parametrize("root", [AZ, GS, S3])
@@ -287,7 +297,7 @@ def test_the_names_of_objects_say_nothing_of_what_went_wrong(
         s3.environment(endpoint) if root == S3 else environment(root[:2], endpoint),
     )
     odd = "AzureCli/FederatedTokenFile/169.254.1.1/latest/api/token/TimedOut/PermanentRedirect"
-    store = ObjectStore(f"{root}/{odd}", limits=QUICK)
+    store = ObjectStore(f"{root}/{odd}", limits=PATIENT)
     for request in (lambda: store.read(odd), lambda: store.names(odd)):
         with pytest.raises(ScoredLogError, match="it cannot be reached") as caught:
             request()
@@ -309,7 +319,7 @@ def test_an_identity_that_gets_no_token_is_refused_or_waited_for(
     set_all(monkeypatch, {"AZURE_STORAGE_ACCOUNT_NAME": "account", **given})
     failing.draw = lambda _: fault
     with pytest.raises(ScoredLogError, match="the credentials got no token: it answered") as caught:
-        ObjectStore(AZ, limits=QUICK).read("a")
+        ObjectStore(AZ, limits=PATIENT).read("a")
     assert caught.value.retriable is (fault is not Fault.DENIED)
     assert failing.requests[0] == ("POST", "/tenant/oauth2/v2.0/token")
     told(caught.value)
@@ -332,7 +342,7 @@ def test_the_bucket_of_the_address_counts_and_not_that_of_the_environment(
     for root in (GS, AZ):
         set_all(monkeypatch, {**environment(root[:2], failing.endpoint), **others})
         with pytest.raises(LogRootError, match="no such"):
-            ObjectStore(root, limits=QUICK).read("a")
+            ObjectStore(root, limits=PATIENT).read("a")
     assert all("logs/x" in path.replace("%2F", "/") for _, path in failing.requests)
 
 
@@ -357,7 +367,7 @@ def test_the_end_of_an_object_that_is_replaced_meanwhile_is_looked_for_a_few_tim
     writer = ObjectStore(root)
     writer.create("a", b"0")
 
-    def replace(_method: str) -> None:
+    def replaced(_method: str) -> None:
         nonlocal asked
         asked += 1
         if replacements is None or asked <= replacements:
@@ -366,7 +376,7 @@ def test_the_end_of_an_object_that_is_replaced_meanwhile_is_looked_for_a_few_tim
     with fault_proxy(azure.port) as proxy:
         set_all(monkeypatch, azure.environment(proxy.endpoint))
         store = ObjectStore(root)
-        proxy.draw = replace
+        proxy.draw = replaced
         if replacements is not None:
             assert store.read_part("a", -2, 2) == (b"12", 3)
             return

@@ -77,7 +77,8 @@ def test_a_client_that_cannot_be_built_leaves_no_thread(kind: type) -> None:
     with pytest.raises(KafkaTimeoutError):
         open_client(kind, {"bootstrap_servers": ["127.0.0.1:1"], "bootstrap_timeout_ms": 50})
 
-    assert set(threading.enumerate()) == before
+    # One of an earlier test may have ended meanwhile.
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.kafka

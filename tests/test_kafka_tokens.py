@@ -76,7 +76,7 @@ def endpoint() -> Iterator[HttpReceiver]:
 
 
 def provider(endpoint: HttpReceiver, clock: ManualClock, **changes: Any) -> Tokens:
-    found = tokens(settings(endpoint.url, **changes), clock)
+    found = tokens(settings(endpoint.url, timeout_s=PATIENCE_S, **changes), clock)
     assert found is not None
     return found
 
@@ -262,7 +262,9 @@ def test_an_answer_that_comes_in_drops_is_given_up_in_time(head: bytes) -> None:
         server.objects["/token"] = again_and_again(b"HTTP/1.1 200 OK\r\n" + head, b"x", 0.05)
         ours = tokens(settings(server.url("/token"), timeout_s=0.5))
         assert ours is not None
-        with pytest.raises(BrokerUnavailableError, match=r"does not answer within 0\.5 s"):
+        # The second where this machine stood still, so that no drop came either.
+        words = r"does not answer (within 0\.5 s|\(ReadTimeoutError\))"
+        with pytest.raises(BrokerUnavailableError, match=words):
             ours.current()
 
 

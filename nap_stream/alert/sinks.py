@@ -229,10 +229,12 @@ class AlertOutbox:
             return True
         except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
             self._metrics.alert_failures.labels(self.name).inc()
-            self.failure = str(error) or type(error).__name__
-            self._retry_at_s = self._clock.monotonic() + self._backoff_s
-            log.warning("alert_not_delivered", cause=self.failure, retry_in_s=self._backoff_s)
-            self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+            cause = str(error) or type(error).__name__
+            retry_in_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, BACKOFF_MAX_S)
+            self._retry_at_s = self._clock.monotonic() + retry_in_s
+            # Last: whoever sees that it failed may count on when it is tried again.
+            self.failure = cause
+            log.warning("alert_not_delivered", cause=cause, retry_in_s=retry_in_s)
             return False
         self._answered()
         self._metrics.alerts_published.labels(self.name, alert.state).inc()

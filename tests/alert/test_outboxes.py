@@ -14,6 +14,7 @@ from nap_stream.metrics import Metrics
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from tests.support.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 
@@ -49,7 +50,9 @@ def opened(*sinks: FlakySink, metrics: Metrics | None = None) -> Iterator[Outbox
         yield outboxes
     finally:
         outboxes.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("alerts-")]
+    # `close` waits for some seconds alone, and this machine may be slow.
+    deliverers = outboxes._deliverers
+    wait_until(lambda: not any(thread.is_alive() for thread in deliverers), "the sinks' threads")
 
 
 def test_every_sink_gets_every_alert_in_order() -> None:
@@ -168,7 +171,7 @@ def test_drain_goes_to_all_at_once() -> None:
     try:
         outboxes.put(alert(0))
         wait_until(lambda: outboxes.failure is not None, "the failure")
-        outboxes.drain(Deadline(clock, 30))
+        outboxes.drain(Deadline(clock, PATIENCE_S))
     finally:
         outboxes.close()
     assert ids(stuck) == ids(second) == ["0"]
@@ -180,6 +183,8 @@ def test_drain_keeps_to_its_deadline() -> None:
     outboxes = Outboxes([stuck, second], Metrics("1"), clock)
     with capture_logs() as logs:
         outboxes.put(alert(0))
+        # By its own thread, so that `close` has nothing to give up but what is stuck.
+        wait_until(lambda: ids(second) == ["0"], "the sink beside the stuck one")
         outboxes.drain(Deadline(clock, 0.1))
         outboxes.close()
         wait_until(lambda: ids(stuck) == ["0"], "the attempt that was left behind")
@@ -201,10 +206,10 @@ def test_close_twice_and_with_a_sink_in_its_attempt() -> None:
 
 def test_a_webhook_that_is_down_holds_nothing_up() -> None:
     receiver = HttpReceiver()
-    with receiver.listening():
-        pass  # now it has a port on which nobody listens
+    receiver.port = free_port()
     clock, first = ManualClock(), FlakySink(name="kafka")
-    webhook = WebhookAlertSink(AlertSettings(), WebhookSettings(url=receiver.url), clock)
+    settings = WebhookSettings(url=receiver.url, timeout_s=PATIENCE_S)
+    webhook = WebhookAlertSink(AlertSettings(), settings, clock)
     outboxes = Outboxes([first, webhook], Metrics("1"), clock)
     try:
         outboxes.put(alert(0))

@@ -32,6 +32,8 @@ from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from tests.alert.test_alertmanager import NOON_MS, drift
 from tests.support.certificates import self_signed
 from tests.support.http_receiver import Answer, HttpReceiver
+from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -65,7 +67,8 @@ def clock() -> Clock:
 
 
 def sink_to(url: str, clock: Clock, **webhook: Any) -> WebhookAlertSink:
-    return WebhookAlertSink(AlertSettings(), WebhookSettings(url=url, **webhook), clock)
+    given = {"timeout_s": PATIENCE_S, **webhook}
+    return WebhookAlertSink(AlertSettings(), WebhookSettings(url=url, **given), clock)
 
 
 def refused(sink: WebhookAlertSink, match: str) -> str:
@@ -189,7 +192,9 @@ def test_an_answer_that_trickles_in_is_not_waited_for(receiver: HttpReceiver) ->
 
     receiver.answers.append(Answer(400, body=b"x" * 1_000, pieces=10))
 
-    assert "x" not in refused(sink_to(receiver.url, Fleeting()), r"answered 400\. Check")
+    assert "x" not in refused(
+        sink_to(receiver.url, Fleeting(), timeout_s=10), r"answered 400\. Check"
+    )
 
 
 def test_a_redirect_is_not_followed(receiver: HttpReceiver, clock: Clock) -> None:
@@ -235,8 +240,7 @@ def test_an_answer_that_does_not_come_in_time_is_an_error(
 
 def test_an_endpoint_that_comes_back_gets_the_alert(clock: Clock) -> None:
     receiver = HttpReceiver()
-    with receiver.listening():
-        pass  # now it has a port on which nobody listens
+    receiver.port = free_port()
     sink = sink_to(receiver.url + "?secret=hush", clock, attempts=3)
 
     text = refused(sink, "no answer: NewConnectionError.*refused")

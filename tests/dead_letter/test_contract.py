@@ -12,6 +12,7 @@ from nap_stream.records import FailedImage, Origin, Status, TopicPartition
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.doubles import MemoryDeadLetters
 from tests.support.topics import limit_messages, new_settings, read_all
+from tests.support.waiting import PATIENCE_S
 
 
 def failed(
@@ -62,7 +63,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 def test_payload_and_key_arrive_as_they_came_with_why_and_from_where(path: Path) -> None:
     path.letters.send(failed(b"\xff\xd8 broken"))
-    path.letters.flush(30)
+    path.letters.flush(PATIENCE_S)
 
     ((key, value, headers),) = path.arrived(1)
 
@@ -78,14 +79,14 @@ def test_payload_and_key_arrive_as_they_came_with_why_and_from_where(path: Path)
 def test_order_is_kept(path: Path) -> None:
     for number in range(20):
         path.letters.send(failed(bytes([number]), offset=number))
-    path.letters.flush(30)
+    path.letters.flush(PATIENCE_S)
 
     assert [value for _, value, _ in path.arrived(20)] == [bytes([n]) for n in range(20)]
 
 
 def test_a_tombstone_without_a_key_can_be_sent(path: Path) -> None:
     path.letters.send(failed(None, key=None))
-    path.letters.flush(30)
+    path.letters.flush(PATIENCE_S)
 
     ((_, value, headers),) = path.arrived(1)
     assert value is None
@@ -102,7 +103,7 @@ def test_original_headers_go_along(apache_kafka: ApacheKafka) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=2**20)
     letters.send(failed(b"x"))
-    letters.flush(30)
+    letters.flush(PATIENCE_S)
     letters.close()
 
     (record,) = read_all(settings, settings.topic, 1)
@@ -114,7 +115,7 @@ def test_what_was_not_delivered_in_time_is_an_error(own_kafka: ApacheKafka) -> N
     settings = new_settings(own_kafka.bootstrap)
     letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=2**20)
     letters.send(failed(b"x"))
-    letters.flush(30)
+    letters.flush(PATIENCE_S)
 
     own_kafka.kill()
     letters.send(failed(b"y"))
@@ -129,7 +130,7 @@ def test_trying_again_sends_what_was_not_delivered_once(own_kafka: ApacheKafka) 
     settings = new_settings(own_kafka.bootstrap)
     letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=2**20)
     letters.send(failed(b"x", offset=1))
-    letters.flush(30)
+    letters.flush(PATIENCE_S)
 
     own_kafka.kill()
     for _ in range(3):
@@ -140,9 +141,9 @@ def test_trying_again_sends_what_was_not_delivered_once(own_kafka: ApacheKafka) 
     own_kafka.start()
     letters.send(failed(b"y", offset=2))
     letters.send(failed(b"z", offset=3))
-    letters.flush(60)
+    letters.flush(PATIENCE_S)
     letters.send(failed(b"last", offset=4))
-    letters.flush(30)
+    letters.flush(PATIENCE_S)
     letters.close()
 
     assert [r.value for r in read_all(settings, settings.topic, 4)] == [b"x", b"y", b"z", b"last"]
@@ -158,9 +159,9 @@ def test_a_payload_that_the_topic_is_too_small_for_is_left_out(
     letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=max_payload_bytes)
     for offset, payload in enumerate((b"small", b"x" * 200_000, b"also small")):
         letters.send(failed(payload, offset=offset))
-    letters.flush(30)
+    letters.flush(PATIENCE_S)
     letters.send(failed(b"after"))
-    letters.flush(30)
+    letters.flush(PATIENCE_S)
     letters.close()
 
     records = {r.value: dict(r.headers) for r in read_all(settings, settings.topic, 4)}

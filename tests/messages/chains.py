@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nap_stream.clock import Clock
 from nap_stream.messages.addresses import Resolve, resolve_host
 from nap_stream.messages.reader import MessageReader, open_reader
 from nap_stream.records import Message, SourceImage, TopicPartition
@@ -17,11 +18,12 @@ def chain(
     *links: Any,
     limits: LimitSettings = LIMITS,
     resolve: Resolve = resolve_host,
+    clock: Clock | None = None,
     **sections: Any,
 ) -> MessageReader:
     """The reader of ``links``, as YAML has them."""
     settings = MessageSettings.model_validate({"read": list(links), **sections})
-    reader = open_reader(settings, limits, resolve=resolve)
+    reader = open_reader(settings, limits, resolve=resolve, clock=clock)
     assert reader is not None
     return reader
 

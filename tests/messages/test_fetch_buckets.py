@@ -41,6 +41,7 @@ def put(s3: FaultProxy, key: str, body: bytes = IMAGE, bucket: str = BUCKET) -> 
 
 def fetching(*before: Any, wait_s: float | None = 0, **changes: Any) -> MessageReader:
     settings: dict[str, Any] = {"allow_buckets": [BUCKET], "attempts": 3, "backoff_s": 0.01}
+    settings["timeout_s"] = PATIENCE_S
     return chain(*before, {"fetch": settings | changes}, wait_s=wait_s)
 
 

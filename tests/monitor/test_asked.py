@@ -22,6 +22,7 @@ from nap_stream.monitor.session import ask_reload, wait_until_gone
 from nap_stream.monitor.setup import Setup
 from nap_stream.settings.schema import Settings
 from tests.cli.program import call
+from tests.support.ports import free_port
 from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS, settings
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -116,7 +117,11 @@ def test_the_command_says_what_changed_and_that_the_driver_reads_another_file(
 def test_what_is_no_request_is_refused_where_it_is_left() -> None:
     with pytest.raises(ReloadError, match="a request needs texts"):
         ask_reload(
-            *("asked", "a" * 1_000), address=None, timeout_s=60, clock=CLOCK, on_answer=print
+            *("asked", "a" * 1_000),
+            address=None,
+            timeout_s=PATIENCE_S,
+            clock=CLOCK,
+            on_answer=print,
         )
 
 
@@ -148,11 +153,13 @@ def test_another_run_takes_the_place_of_one_that_has_ended() -> None:
     with pytest.raises(WorkerError, match="another monitor"):
         RayCluster(of_group("again"), FACTS)
 
-    def serve(actor: Any) -> tuple[int, int]:
-        actor.served = socket.create_server(("127.0.0.1", 0))
-        return os.getpid(), actor.served.getsockname()[1]
+    port = free_port()
 
-    pid, port = ray.get(first._coordinator.__ray_call__.remote(serve), timeout=PATIENCE_S)
+    def serve(actor: Any) -> int:
+        actor.served = socket.create_server(("127.0.0.1", port))
+        return os.getpid()
+
+    pid = ray.get(first._coordinator.__ray_call__.remote(serve), timeout=PATIENCE_S)
     os.kill(pid, signal.SIGSTOP)  # so that its port outlives its name
     ray.kill(first._coordinator)
     wait_until_gone("again", f"http://127.0.0.1:{port}/metrics", CLOCK)
@@ -191,8 +198,10 @@ def test_a_head_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> 
         return find(*args, **options)
 
     monkeypatch.setattr(ray, "get_actor", sometimes)
+    # Whose time passes between two questions alone.
+    clock = ManualClock()
     with pytest.raises(ReloadError, match="the last word was: none"):
         ask_reload(
-            *("asked", "ann@a"), address=None, timeout_s=2, clock=CLOCK, on_answer=lambda _: None
+            *("asked", "ann@a"), address=None, timeout_s=2, clock=clock, on_answer=lambda _: None
         )
     assert not failures

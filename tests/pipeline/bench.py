@@ -68,7 +68,7 @@ class Bench:
     max_decoded_bytes: int = 2**20
     resume_from: ResumeFrom = "log"
     deadline_s: float = PATIENCE_S
-    revoke_deadline_s: float = 5
+    revoke_deadline_s: float = PATIENCE_S
     decode: Decode = decode
     score: Score = score
     open_log: Callable[[], RecordLog] | None = None
