@@ -46,6 +46,7 @@ from nap_stream.report.gather import Asked, gather
 from nap_stream.report.page import render
 from nap_stream.report.pictures import kept_in
 from nap_stream.scored_log.counting import GroupBy, aggregate
+from nap_stream.scored_log.events import EventKind, read_events
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
@@ -59,7 +60,7 @@ DRAIN_S = 60.0
 """How long the monitor may take for what is left after the last image was sent."""
 LOOK_EVERY_S = 0.25
 LAST_LOOKS = 3
-"""Polls of the alert topic, of half a second, after the monitor has delivered its last alert."""
+"""Polls of the alert topic, of half a second, once all alerts are there that the log tells of."""
 JOIN_S = 5.0
 """A client whose broker is gone may wait for minutes; its thread ends with the process then."""
 
@@ -162,7 +163,8 @@ class Show:
                     alerts += self._shown(follower.take())
             self.display.step("stopping the monitor with SIGTERM")
             exit_code = self.monitor.stop()
-            follower.finish()
+            events = read_events(store_at(self.settings.log.root))
+            follower.finish(sum(event.kind == EventKind.ALERT for event in events))
             alerts += self._shown(follower.take())
             self.display.step(f"the monitor ended with exit code {exit_code}")
         lines = [json.dumps(event) + "\n" for event in alerts]
@@ -323,16 +325,17 @@ class AlertFollower(Task):
         super().__init__("alerts")
         self._settings, self._topic, self._clock = settings, topic, clock
         self._arrived: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        self._last = threading.Event()
+        self._read = self._told = 0
+        self._last: Deadline | None = None
         self._looks_left = LAST_LOOKS
 
     def take(self) -> list[Mapping[str, Any]]:
         """The events that have come since the last call."""
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
 
-    def finish(self) -> None:
-        """Read what is there, and end: no more alerts will be sent."""
-        self._last.set()
+    def finish(self, told: int) -> None:
+        """Read the ``told`` alerts that there are to be, and end: no more will be sent."""
+        self._told, self._last = told, Deadline(self._clock, DRAIN_S)
         self.join()
         self.check()
 
@@ -346,11 +349,13 @@ class AlertFollower(Task):
             from_beginning=True,
             should_stop=self._over,
         ):
+            self._read += 1
             none = {"data": {"state": alert.problem}}
             self._arrived.put(none if alert.event is None else alert.event)
 
     def _over(self) -> bool:
-        if self._last.is_set():
+        last = self._last
+        if last is not None and (self._read >= self._told or last.expired()):
             self._looks_left -= 1
         return self._halt.is_set() or self._looks_left < 0
 

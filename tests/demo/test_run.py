@@ -42,6 +42,12 @@ def processes_naming(text: str) -> list[str]:
     return [line for line in listed.stdout.splitlines() if text in line]
 
 
+def wait_until_gone(folder: Path) -> None:
+    """What was killed last is listed for a moment more."""
+    named = str(folder)
+    wait_until(lambda: not processes_naming(named), lambda: f"the end of {processes_naming(named)}")
+
+
 def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> None:
     output = tmp_path / "output"
     for attempt in range(1, ATTEMPTS + 1):
@@ -88,7 +94,7 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
     assert report.count("<article>") == sum(alert["data"]["reason"] == "began" for alert in alerts)
     assert (folder / "report.html").resolve().as_uri() in output.read_text()
     assert "FAILED" not in output.read_text()
-    assert processes_naming(str(folder)) == []
+    wait_until_gone(folder)
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
         assert process.wait(PATIENCE_S) == 130, output.read_text()
 
     assert "interrupted" in output.read_text()
-    assert processes_naming(str(folder)) == []
+    wait_until_gone(folder)
 
 
 def monitor_log(folder: Path) -> str:

@@ -1,5 +1,6 @@
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import SystemClock
+from nap_stream.demo import run
 from nap_stream.demo.run import AlertFollower, Producer
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.topics import new_settings, read_all, send
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.embedded
 
@@ -81,16 +83,29 @@ def test_alerts_come_as_they_are_sent_and_to_the_last(settings: KafkaSettings) -
 
         wait_until(came, "an alert")
         send(settings, [json.dumps(event).encode() for event in events[1:]])
-        follower.finish()
+        follower.finish(len(events))
 
         assert taken + follower.take() == events
         assert follower.take() == []
 
 
+def test_alerts_that_the_log_tells_of_are_waited_for(
+    settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "LAST_LOOKS", 0)
+    follower = AlertFollower(settings, settings.topic, SystemClock())
+    with ThreadPoolExecutor(1) as pool, follower:
+        finished = pool.submit(follower.finish, 2)
+        for number in range(2):
+            send(settings, [json.dumps({"id": str(number), "data": {}}).encode()])
+        finished.result(PATIENCE_S)
+    assert [event["id"] for event in follower.take()] == ["0", "1"]
+
+
 def test_what_is_no_alert_is_handed_on_with_what_is_wrong(settings: KafkaSettings) -> None:
     send(settings, [b"not JSON"])
     with AlertFollower(settings, settings.topic, SystemClock()) as follower:
-        follower.finish()
+        follower.finish(1)
         (event,) = follower.take()
 
     assert "JSON" in event["data"]["state"]
