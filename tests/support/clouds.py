@@ -280,7 +280,9 @@ def _makes_container(server: Emulator) -> bool:
     key = base64.b64decode(ACCOUNT_KEY)
     signature = base64.b64encode(hmac.new(key, text.encode(), hashlib.sha256).digest()).decode()
     headers |= {"Authorization": f"SharedKey {ACCOUNT}:{signature}", "Content-Length": "0"}
-    return _answers(server, "PUT", f"{place}?restype=container", headers) == http.HTTPStatus.CREATED
+    answer = _answers(server, "PUT", f"{place}?restype=container", headers)
+    # It is made also where the answer to whoever made it was lost.
+    return answer in {http.HTTPStatus.CREATED, http.HTTPStatus.CONFLICT}
 
 
 if __name__ == "__main__":

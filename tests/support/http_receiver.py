@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
 PIECE_BYTES = 64 * 2**10
@@ -54,8 +55,9 @@ class HttpReceiver:
     @contextmanager
     def listening(self, context: ssl.SSLContext | None = None) -> Iterator[None]:
         """Listen while the block runs: on a free port, later again on the same one."""
+        # One of the kernel's choice could be anybody's by the time of the next block.
+        self.port = self.port or free_port()
         server = _Server(("127.0.0.1", self.port), _handler(self))
-        self.port = server.server_address[1]
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from tests.support.ports import free_port
+
 HOST = "127.0.0.1"
 Write = Callable[[socket.socket, threading.Event], None]
 """Writes an answer to a connection; the event is set when the server ends."""
@@ -73,8 +75,9 @@ class ObjectServer:
     def listening(self, context: ssl.SSLContext | None = None) -> Iterator[None]:
         """Serve while the block runs: on a free port, later again on the same one."""
         ended = threading.Event()
+        # One of the kernel's choice could be anybody's by the time of the next block.
+        self.port = self.port or free_port()
         listener = socket.create_server((HOST, self.port))
-        self.port = listener.getsockname()[1]
         open_connections: list[socket.socket] = []
         threads: list[threading.Thread] = []
 

@@ -1,17 +1,22 @@
 """Topics and raw messages for tests, through kafka-python itself."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
+from kafka.errors import KafkaError
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.kafka.client import create_topics
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.waiting import PATIENCE_S, wait_until
+
+_PATIENCE_MS = int(PATIENCE_S * 1000)
+PATIENT = {"bootstrap_timeout_ms": _PATIENCE_MS, "request_timeout_ms": _PATIENCE_MS}
+"""Options of any client: a broker that stands still for a while fails no test."""
 
 
 def settings_without_topic(bootstrap: str, **changes: Any) -> KafkaSettings:
@@ -39,8 +44,25 @@ def new_settings(bootstrap: str, *, partitions: int = 1, **changes: Any) -> Kafk
 def administering(bootstrap_servers: str | Sequence[str]) -> Iterator[Any]:
     """kafka-python's admin client, closed at the end."""
     servers = [bootstrap_servers] if isinstance(bootstrap_servers, str) else [*bootstrap_servers]
-    with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
+    with closing(KafkaAdminClient(bootstrap_servers=servers, **PATIENT)) as admin:
         yield admin
+
+
+def _asked_of_group(settings: KafkaSettings, ask: Callable[[Any], Any]) -> Any:
+    """An answer of the group's coordinator, which a broker that has just begun may not have yet."""
+    answers: list[Any] = []
+
+    def answered() -> bool:
+        try:
+            with administering(settings.bootstrap_servers) as admin:
+                answers.append(ask(admin))
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+        return bool(answers)
+
+    wait_until(answered, f"the coordinator of {settings.group_id}")
+    return answers[0]
 
 
 def send(
@@ -53,7 +75,12 @@ def send(
 ) -> list[tuple[int, int]]:
     """Send messages and return their (partition, offset) when all have arrived."""
     producer = KafkaProducer(
-        bootstrap_servers=list(settings.bootstrap_servers), acks="all", max_request_size=2**26
+        bootstrap_servers=list(settings.bootstrap_servers),
+        acks="all",
+        max_request_size=2**26,
+        max_block_ms=_PATIENCE_MS,
+        delivery_timeout_ms=2 * _PATIENCE_MS,
+        **PATIENT,
     )
     try:
         sent = [
@@ -121,6 +148,7 @@ def _consuming(settings: KafkaSettings) -> Iterator[Any]:
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        **PATIENT,
     )
     with closing(consumer):
         yield consumer
@@ -155,8 +183,8 @@ def limit_messages(settings: KafkaSettings, max_message_bytes: int) -> None:
 
 def describe_group(settings: KafkaSettings) -> dict[str, Any]:
     """Give the consumer group as the broker describes it."""
-    with administering(settings.bootstrap_servers) as admin:
-        found: dict[str, Any] = admin.describe_groups([settings.group_id])[settings.group_id]
+    group = settings.group_id
+    found: dict[str, Any] = _asked_of_group(settings, lambda a: a.describe_groups([group])[group])
     return found
 
 
@@ -168,6 +196,6 @@ def remove_member(settings: KafkaSettings, name: str) -> None:
 
 def committed_offsets(settings: KafkaSettings) -> dict[int, int]:
     """The offsets that the group has committed, by partition."""
-    with administering(settings.bootstrap_servers) as admin:
-        found = admin.list_group_offsets([settings.group_id])[settings.group_id]
+    group = settings.group_id
+    found = _asked_of_group(settings, lambda admin: admin.list_group_offsets([group])[group])
     return {partition.partition: value.offset for partition, value in found.items()}
