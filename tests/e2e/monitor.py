@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -170,6 +172,8 @@ def new_monitor(
         "alerts": {"topic": monitor.alert_topic},
         "dead_letters": {"topic": monitor.dead_letter_topic},
         "metrics": {"port": 0},
+        # That a stop takes long is no failure, where a test does not ask for that.
+        "driver": {"shutdown_deadline_s": PATIENCE_S},
     }
     for name, values in sections.items():
         tree[name] = tree.get(name, {}) | values
@@ -232,21 +236,46 @@ def metrics_url(program: Program) -> str:
 
 def wait_for_assignments(program: Program) -> None:
     """Return when every worker of a run has partitions."""
-    names = [f'"worker-{number}"' for number in range(WORKERS)]
+    names = [f"worker-{number}" for number in range(WORKERS)]
 
     def all_have() -> bool:
-        assert program.running, f"ended before every worker had partitions\n{program.tail}"
-        lines = [line for line in program.stderr.splitlines() if "partition_assigned" in line]
-        return all(any(name in line for line in lines) for name in names)
+        # What has ended says no more: whether it has is asked first.
+        running = program.running
+        found = all(assignments(program, name) for name in names)
+        assert found or running, f"ended before every worker had partitions\n{program.tail}"
+        return found
 
     wait_until(all_have, "partitions for every worker")
 
 
-def assignments(program: Program, worker: str) -> int:
-    """How many partitions a worker's incarnations have been given so far, all together."""
-    # Nodes that share a machine share a folder of logs, and each sends all of them on.
-    lines = set(program.stderr.splitlines())
-    return sum("partition_assigned" in line and f'"{worker}"' in line for line in lines)
+_ASSIGNED = re.compile(r'pid=(\d+)[^{}\n]*(\{[^{}\n]*"partition_assigned"[^{}\n]*\})')
+"""As Ray tells it: whole, and also where what else is told stands on its line."""
+
+
+class Assignment(NamedTuple):
+    """That a worker's process was given a partition, and when, by its own clock."""
+
+    pid: int
+    at: datetime
+
+
+def assignments(program: Program, worker: str) -> list[Assignment]:
+    """The partitions that all incarnations of a worker have been given, as far as Ray has told.
+
+    It may tell late: how many there are says nothing of who was given one since when.
+    """
+    events = ((int(told[1]), json.loads(told[2])) for told in _ASSIGNED.finditer(program.stderr))
+    return [
+        Assignment(pid, datetime.fromisoformat(event["timestamp"]))
+        for pid, event in events
+        if event["worker"] == worker
+    ]
+
+
+def has_partitions(program: Program, worker: str, *, but: int) -> bool:
+    """Whether another process than this one has been given partitions as a worker."""
+    assert program.running, program.tail
+    return any(each.pid != but for each in assignments(program, worker))
 
 
 def health(url: str) -> tuple[int, dict[str, Any]]:

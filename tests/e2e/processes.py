@@ -104,15 +104,22 @@ class Program:
 
 
 def listener_pid(port: int) -> int:
-    """The process that listens on a TCP port of this machine (IPv4)."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    wanted = f":{port:04X}"
-    (inode,) = [row[9] for row in rows if row[1].endswith(wanted) and row[3] == _LISTEN]
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):
-            if str(descriptor.readlink()) == f"socket:[{inode}]":
-                return int(descriptor.parts[2])
-    raise AssertionError(f"nobody listens on port {port}")
+    """The process that listens on a TCP port of this machine (IPv4), once there is one."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ours = [row for row in rows if row[1].endswith(f":{port:04X}") and row[3] == _LISTEN]
+        sockets = {f"socket:[{row[9]}]" for row in ours}
+        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):
+                if str(descriptor.readlink()) in sockets:
+                    found.append(int(descriptor.parts[2]))
+        return bool(found)
+
+    wait_until(is_there, f"a process that listens on port {port}")
+    (pid,) = set(found)
+    return pid
 
 
 def nap_stream(*arguments: str | Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.monitor import (
     PARTITIONS,
     Monitor,
-    assignments,
+    has_partitions,
     metrics_url,
     new_monitor,
     producing,
@@ -40,12 +40,14 @@ def test_kill_9_of_a_worker_mid_stream_leaves_every_offset_exactly_once(
         url = metrics_url(run)
         with producing(monitor, images, RATE):
             wait_until(lambda: set(monitor.pids()) >= FIRST, "segments of both workers")
-            given = assignments(run, "worker-0")
-            os.kill(_pid_of_victim(monitor), signal.SIGKILL)
+            victim = _pid_of_victim(monitor)
+            os.kill(victim, signal.SIGKILL)
             failed = json.loads(run.wait_for_line("worker_failed"))
             restarts = ("nap_stream_worker_restarts_total", ())
             wait_until(lambda: scrape(url)[restarts] == 1, "the restart in /metrics")
-            wait_until(lambda: assignments(run, "worker-0") > given, "partitions of the new worker")
+            wait_until(
+                lambda: has_partitions(run, "worker-0", but=victim), "partitions of the new worker"
+            )
         assert run.wait() == 0, run.tail
         assert failed["worker"] == "worker-0"
         assert "died" in failed["cause"]
