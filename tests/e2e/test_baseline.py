@@ -26,8 +26,8 @@ from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import encoded
 from tests.support.images import flat_image, smooth_image
 from tests.support.schemas import alert_schema
-from tests.support.topics import read_to_end
-from tests.support.waiting import wait_until
+from tests.support.topics import PATIENT, read_to_end
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
@@ -46,7 +46,8 @@ def send_blocks(monitor: Monitor, start_ms: int, blocks: int, bad: str | None = 
     """Send what the cameras show from ``start_ms`` on; the bad one shows flat images."""
     numbers = count(start_ms)
     step_ms = BLOCK_MS // RECORDS
-    producer = KafkaProducer(bootstrap_servers=list(monitor.kafka.bootstrap_servers), acks="all")
+    servers = list(monitor.kafka.bootstrap_servers)
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", **PATIENT)
     with closing(producer):
         sent = [
             producer.send(
@@ -60,7 +61,7 @@ def send_blocks(monitor: Monitor, start_ms: int, blocks: int, bad: str | None = 
             for partition, name in enumerate(CAMERAS)
         ]
         for future in sent:
-            future.get(timeout=30)
+            future.get(timeout=PATIENCE_S)
 
 
 def iso(time_ms: int) -> str:
@@ -87,7 +88,6 @@ def nap(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return lambda *words: call([str(word) for word in words], monkeypatch, capfd)
 
 
-@pytest.mark.timeout(900)
 def test_a_stretch_is_vouched_for_and_a_camera_turns_bad_and_is_accepted(
     apache_kafka: ApacheKafka,
     calibration: Path,

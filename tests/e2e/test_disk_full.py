@@ -1,5 +1,6 @@
 """A disk that fills up under a running monitor, and has room again later."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.e2e.monitor import (
     health,
     metrics_url,
     new_monitor,
-    producing,
+    streaming,
 )
 from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program
@@ -27,7 +28,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 DISK_BYTES = 8 * 2**20
 
-BEFORE, AFTER = 600, 300
 RATE = 60.0
 STALL_S = 25.0
 """What the driver bears of a worker, and the group of a member that does not poll."""
@@ -45,17 +45,16 @@ def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
             kafka={"max_poll_interval_s": STALL_S},
             worker={"revoke_deadline_s": 2.0},
         )
-        before = write_images(tmp_path / "before", BEFORE)
-        after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
-        limit = ("--max-records", str(BEFORE + AFTER))
-        with running(monitor, ray_head, tmp_path / "run", *limit) as run:
+        images = write_images(tmp_path / "images", 60)
+        with running(monitor, ray_head, tmp_path / "run") as run:
             url = metrics_url(run)
-            with producing(monitor, before, RATE):
+            # It goes on for as long as a worker has not met the full disk.
+            with streaming(monitor, images, RATE) as sent:
                 wait_until(lambda: _all_have_begun(monitor), "segments of all partitions")
                 disk.fill()
-                run.wait_for_line("waiting_for")
+                wait_until(lambda: len(_waiting(run)) == WORKERS, "both workers to wait")
             rows = len(monitor.rows())
-            assert rows < BEFORE
+            assert rows < sent.messages
             wait_until(lambda: _unhealthy_for_the_log(url), "the full disk in /healthz")
             # Longer than a wedged worker, or one that does not poll, would be borne.
             SystemClock().sleep(STALL_S + 5)
@@ -63,18 +62,27 @@ def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
             assert len(monitor.rows()) == rows
             disk.empty()
             wait_until(lambda: health(url)[0] == 200, "health")
-            produce(monitor.kafka, after)
+            total = sent.messages + produce(monitor.kafka, images).messages
+            wait_until(lambda: len(monitor.rows()) >= total, "all rows")
+            run.send(signal.SIGTERM)
             assert run.wait() == 0, run.tail
 
         assert "goes_on" in run.stderr
         assert set(monitor.pids()) == {"worker-0.0", "worker-1.0"}
-        monitor.assert_complete(BEFORE + AFTER)
+        monitor.assert_complete(total)
 
 
 def _all_have_begun(monitor: Monitor) -> bool:
     """Whether both workers write; a partition whose chain is empty has no committed offset."""
     partitions = {row["partition"] for row in monitor.rows()}
     return len(partitions) == PARTITIONS and len(monitor.pids()) == WORKERS
+
+
+def _waiting(run: Program) -> set[str]:
+    """The workers that have said that they wait for the log."""
+    assert run.running, run.tail
+    said = [line for line in run.stderr.splitlines() if '"what": "the scored log"' in line]
+    return {f"worker-{n}" for n in range(WORKERS) if any(f'"worker-{n}"' in line for line in said)}
 
 
 def _assert_all_are_there(run: Program, monitor: Monitor) -> None:

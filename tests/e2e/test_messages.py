@@ -261,13 +261,13 @@ def test_an_outage_of_a_host_holds_the_stream_and_loses_nothing(
             bad(message("http://169.254.169.254/latest/meta-data/"), "not_allowed"),
         ],
     )
+    away = f"http://127.0.0.1:{server.port}: it cannot be reached"
     with working(monitor) as worker:
-        wait_until(lambda: bool(worker.waiting_for), "what the worker waits for")
-        assert f"http://127.0.0.1:{server.port}: it cannot be reached" in str(worker.waiting_for)
+        wait_until(lambda: away in str(worker.waiting_for), f"{away}, not {worker.waiting_for}")
     # Only what came before it in its partition, and needed no host, may be there.
     assert {row["status"] for row in monitor.rows("status")} <= {"not_allowed"}
     with working(monitor) as worker:
-        wait_until(lambda: bool(worker.waiting_for), "what the worker waits for")
+        wait_until(lambda: away in str(worker.waiting_for), f"{away}, not {worker.waiting_for}")
         with server.listening():
             wait_until(lambda: len(monitor.rows()) >= len(sent), f"{len(sent)} rows")
             wait_until(lambda: worker.waiting_for is None, "nothing that is waited for")

@@ -7,7 +7,7 @@ import pytest
 
 from nap_stream.demo.produce import produce
 from tests.e2e.monitor import new_monitor
-from tests.e2e.on_ray import RayHead, running
+from tests.e2e.on_ray import RayHead, start_run
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -36,7 +36,7 @@ def test_the_log_can_lie_in_an_object_store_that_the_driver_alone_has_the_keys_o
         apache_kafka.bootstrap, tmp_path / "monitor", calibration, log={"root": root}
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
-    with running(monitor, ray_head, tmp_path / "run", "--until-idle", str(IDLE_S)) as run:
+    with start_run(monitor, ray_head, tmp_path / "run", "--until-idle", str(IDLE_S)) as run:
         assert run.wait() == 0, run.tail
         assert os.environ[SECRETS[store]] not in run.stderr + run.stdout
 

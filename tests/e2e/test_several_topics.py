@@ -75,12 +75,15 @@ def test_one_that_is_replaced_is_left_out_and_no_run_calls_that_an_end(
         url = metrics_url(run)
         wait_until(lambda: _rows(monitor) == {first.topic: EACH, other.topic: EACH}, "rows of both")
         replace_topic(first, 3)
-        wait_until(lambda: "deleted and made anew" in str(health(url)), "it in /healthz")
-        status, told = health(url)
-        assert status == 503
-        assert f"topic {first.topic} is left out" in str(told["degraded"])
+
+        def is_told() -> bool:
+            status, told = health(url)
+            names_it = f"topic {first.topic} is left out" in str(told.get("degraded"))
+            return status == 503 and "deleted and made anew" in str(told) and names_it
+
+        wait_until(is_told, lambda: f"it in /healthz: {health(url)}")
         left_out = ("nap_stream_topics_left_out", (("why", "refused"),))
-        assert scrape(url)[left_out] == 1
+        wait_until(lambda: scrape(url)[left_out] == 1, "it in /metrics")
         produce(other, images)
         wait_until(
             lambda: _rows(monitor) == {first.topic: EACH, other.topic: 2 * EACH}, "of the other"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nap_stream.demo.produce import produce
-from tests.e2e.monitor import WORKERS, Monitor, metrics_url, new_monitor, producing, scrape
+from tests.e2e.monitor import WORKERS, Monitor, metrics_url, new_monitor, scrape, streaming
 from tests.e2e.on_ray import RayHead, ray_job, running, start_run, submit_job
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -66,18 +66,19 @@ def test_sigterm_while_the_disk_is_full(
         monitor = new_monitor(
             apache_kafka.bootstrap, disk.folder / "monitor", calibration, **SECTIONS
         )
-        images = write_images(tmp_path / "images", IMAGES)
+        images = write_images(tmp_path / "images", 60)
         with running(monitor, ray_head, tmp_path / "run") as run:
-            with producing(monitor, images, RATE):
+            # It goes on for as long as no worker has met the full disk.
+            with streaming(monitor, images, RATE) as sent:
                 wait_until(lambda: len(monitor.pids()) == WORKERS, "segments of both workers")
                 disk.fill()
-                run.wait_for_line("waiting_for")
+                run.wait_for_line('"what": "the scored log"')
                 run.send(signal.SIGTERM)
                 assert run.wait() == 1, run.tail
             assert "rows_dropped" in run.stderr
             assert "the next run takes up where the log ends" in run.stderr
         disk.empty()
-        _assert_the_next_run_completes(monitor, ray_head, tmp_path)
+        _assert_the_next_run_completes(monitor, ray_head, tmp_path, sent.messages)
 
 
 def test_a_job_is_stopped_while_the_broker_is_down(
@@ -98,7 +99,9 @@ def test_a_job_is_stopped_while_the_broker_is_down(
     _assert_the_next_run_completes(monitor, ray_head, tmp_path)
 
 
-def _assert_the_next_run_completes(monitor: Monitor, head: RayHead, folder: Path) -> None:
+def _assert_the_next_run_completes(
+    monitor: Monitor, head: RayHead, folder: Path, messages: int = IMAGES
+) -> None:
     with start_run(monitor, head, folder / "next", "--until-idle", "2") as run:
         assert run.wait() == 0, run.tail
-    monitor.assert_complete(IMAGES)
+    monitor.assert_complete(messages)

@@ -10,7 +10,7 @@ import pytest
 
 from nap_stream.demo.produce import produce
 from tests.e2e.calibrated import Faulty
-from tests.e2e.monitor import Monitor, assignments, new_monitor, producing
+from tests.e2e.monitor import Monitor, has_partitions, new_monitor, streaming
 from tests.e2e.on_ray import RayHead, running
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.faulty_net import hang_once, hung_pid
@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
-BEFORE, AFTER = 600, 300
+AFTER = 300
 RATE = 60.0
 STALL_S = 25.0
 """Longer than a worker without a fault makes no progress on a busy machine."""
@@ -56,25 +56,26 @@ def test_a_wedged_worker_is_replaced_and_every_image_is_logged_once(
         kafka={"session_timeout_s": SESSION_S},
         worker={"revoke_deadline_s": 1.5},
     )
-    before = write_images(tmp_path / "before", BEFORE)
-    after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
-    limit = ("--max-records", str(BEFORE + AFTER))
-    with running(monitor, ray_head, tmp_path / "run", *limit) as run:
-        with producing(monitor, before, RATE):
+    images = write_images(tmp_path / "images", 60)
+    after = write_images(tmp_path / "after", AFTER, first_seed=60)
+    with running(monitor, ray_head, tmp_path / "run") as run:
+        with streaming(monitor, images, RATE) as sent:
             wait_until(lambda: len(monitor.pids()) == 2, "segments of both workers")
             pid = wedge(monitor, faulty)
             (name,) = [n.partition(".")[0] for n, p in monitor.pids().items() if p == pid]
-            given = assignments(run, name)
             failed = json.loads(run.wait_for_line("worker_failed"))
             wait_until(lambda: not _alive(pid), "the end of the wedged process")
-        wait_until(lambda: assignments(run, name) > given, "partitions of the new worker")
+        wait_until(lambda: has_partitions(run, name, but=pid), "partitions of the new worker")
         produce(monitor.kafka, after)
+        total = sent.messages + AFTER
+        wait_until(lambda: len(monitor.rows()) >= total, "all rows")
+        run.send(signal.SIGTERM)
         assert run.wait() == 0, run.tail
 
     assert failed["worker"] == name
     assert "made no progress for" in failed["cause"]
     assert set(monitor.pids()) == {"worker-0.0", "worker-1.0", f"{name}.1"}
-    monitor.assert_complete(BEFORE + AFTER)
+    monitor.assert_complete(total)
 
 
 def _alive(pid: int) -> bool:
