@@ -53,6 +53,7 @@ from tests.deploy.dashboard import for_prometheus, queries
 from tests.e2e.conftest import ray_node, started_head
 from tests.e2e.on_ray import JOB_SCRIPT
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
+from tests.support.http_receiver import HttpReceiver
 from tests.support.leftovers import watch_over_this_process
 from tests.support.ports import free_port
 from tests.support.prometheus import (
@@ -169,7 +170,9 @@ def _run(out: Path, rate: float, parts: Parts, display: Display) -> bool:
             display.step(f"S3 server (SeaweedFS) at {seaweed.endpoint}")
         broker = stack.enter_context(_broker(parts, run))
         display.step(f"Kafka at {broker}")
-        config = written(run / "alertmanager.yaml", _ROUTES)
+        receiver = HttpReceiver()
+        stack.enter_context(receiver.listening())
+        config = written(run / "alertmanager.yaml", _routes(receiver.url))
         alertmanager = stack.enter_context(running_alertmanager(run, config))
         display.step(f"Alertmanager at {alertmanager}")
         prometheus = None
@@ -190,7 +193,8 @@ def _run(out: Path, rate: float, parts: Parts, display: Display) -> bool:
         ):
             show = Show(folder, settings, phases, monitor, display, clock)
             show.wait_until_ready()
-            with Watch(alertmanager, prometheus, f"127.0.0.1:{ports[0]}", display) as watch:
+            sites = Sites(alertmanager, receiver, prometheus, f"127.0.0.1:{ports[0]}")
+            with Watch(sites, display) as watch:
                 streamed = show.play(rate)
                 watch.check()
                 watch.look()
@@ -200,7 +204,13 @@ def _run(out: Path, rate: float, parts: Parts, display: Display) -> bool:
     return all(check.holds for check in checks)
 
 
-_ROUTES = {"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]}
+def _routes(url: str) -> dict[str, Any]:
+    """All alerts to one receiver, each at once."""
+    at_once = {"group_by": ["..."], "group_wait": "0s", "group_interval": "1s"}
+    return {
+        "route": {"receiver": "watch", **at_once},
+        "receivers": [{"name": "watch", "webhook_configs": [{"url": url}]}],
+    }
 
 
 def _made(folder: Path) -> Path:
@@ -253,15 +263,26 @@ def _monitor(
             monitor.abandon()
 
 
-class Watch(Task):
-    """Looks at Alertmanager and Prometheus, and shows each alert that arrives."""
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Where is watched: ``receiver`` is whom Alertmanager tells, ``instance`` has the metrics."""
 
-    def __init__(
-        self, alertmanager: str, prometheus: str | None, instance: str, display: Display
-    ) -> None:
+    alertmanager: str
+    receiver: HttpReceiver
+    prometheus: str | None
+    instance: str
+
+
+class Watch(Task):
+    """Looks at Alertmanager and Prometheus, and shows each alert that arrives.
+
+    An alert may be over before anybody looks: so Alertmanager tells of each.
+    """
+
+    def __init__(self, sites: Sites, display: Display) -> None:
         super().__init__("watch")
-        self._alertmanager, self._prometheus, self._display = alertmanager, prometheus, display
-        self._asked = {where: for_prometheus(expr, instance) for where, expr in queries()}
+        self._sites, self._prometheus, self._display = sites, sites.prometheus, display
+        self._asked = {where: for_prometheus(expr, sites.instance) for where, expr in queries()}
         self._empty = dict(self._asked)
         self._seen: set[tuple[str, str, bool]] = set()
         self._active: list[str] = []
@@ -273,9 +294,11 @@ class Watch(Task):
 
     def look(self) -> None:
         """Look once."""
-        alerts = ask(f"{self._alertmanager}/api/v2/alerts")
-        self._active = [alert["labels"]["alertname"] for alert in alerts]
-        for alert in alerts:
+        active = ask(f"{self._sites.alertmanager}/api/v2/alerts")
+        self._active = [alert["labels"]["alertname"] for alert in active]
+        for alert in [
+            each for told in self._sites.receiver.requests for each in told.tree["alerts"]
+        ]:
             labels, name = alert["labels"], alert["labels"]["alertname"]
             known = name, alert["fingerprint"], "key" in labels
             if known not in self._seen:

@@ -211,6 +211,7 @@ drift:
   false_alarms: one per hour at 50 images/s
   window_records: 150
   pane_ms: 100
+  idle_partition_s: 60
   keys:
     by: header:{CAMERA_HEADER}
 alerts:

@@ -105,5 +105,6 @@ def test_gives_a_whole_configuration(tmp_path: Path) -> None:
         false_alarms="one per hour at 50 images/s",
         window_records=150,
         pane_ms=100,
+        idle_partition_s=60,
         keys=KeySettings(by="header:camera"),
     )

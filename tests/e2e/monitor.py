@@ -168,7 +168,13 @@ def new_monitor(
         "calibration": str(calibration),
         "log": {"root": "log", "segment_max_age_s": 0.5},
         "worker": {"count": WORKERS, "num_gpus": 0},
-        "drift": {"window_records": 200, "pane_ms": 100, "expected_run_length": 100_000},
+        "drift": {
+            "window_records": 200,
+            "pane_ms": 100,
+            "expected_run_length": 100_000,
+            # A worker that stands still makes no late records, which a replay does not know of.
+            "idle_partition_s": PATIENCE_S,
+        },
         "alerts": {"topic": monitor.alert_topic},
         "dead_letters": {"topic": monitor.dead_letter_topic},
         "metrics": {"port": 0},

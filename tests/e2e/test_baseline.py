@@ -26,7 +26,7 @@ from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import encoded
 from tests.support.images import flat_image, smooth_image
 from tests.support.schemas import alert_schema
-from tests.support.topics import PATIENT, read_to_end
+from tests.support.topics import PATIENT_PRODUCER, read_to_end
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
@@ -47,7 +47,7 @@ def send_blocks(monitor: Monitor, start_ms: int, blocks: int, bad: str | None = 
     numbers = count(start_ms)
     step_ms = BLOCK_MS // RECORDS
     servers = list(monitor.kafka.bootstrap_servers)
-    producer = KafkaProducer(bootstrap_servers=servers, acks="all", **PATIENT)
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", **PATIENT_PRODUCER)
     with closing(producer):
         sent = [
             producer.send(

@@ -18,7 +18,7 @@ from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.schemas import unscored_schema
-from tests.support.topics import PATIENT, read_to_end
+from tests.support.topics import PATIENT_PRODUCER, read_to_end
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
@@ -42,7 +42,9 @@ class Stream:
 
     def send(self, values: list[bytes]) -> None:
         servers = list(self._monitor.kafka.bootstrap_servers)
-        with closing(KafkaProducer(bootstrap_servers=servers, acks="all", **PATIENT)) as producer:
+        with closing(
+            KafkaProducer(bootstrap_servers=servers, acks="all", **PATIENT_PRODUCER)
+        ) as producer:
             sent = []
             for value in values:
                 sent.append(

@@ -17,6 +17,10 @@ from tests.support.waiting import PATIENCE_S, wait_until
 _PATIENCE_MS = int(PATIENCE_S * 1000)
 PATIENT = {"bootstrap_timeout_ms": _PATIENCE_MS, "request_timeout_ms": _PATIENCE_MS}
 """Options of any client: a broker that stands still for a while fails no test."""
+PATIENT_PRODUCER = PATIENT | {
+    "max_block_ms": _PATIENCE_MS,
+    "delivery_timeout_ms": 2 * _PATIENCE_MS,
+}
 
 
 def settings_without_topic(bootstrap: str, **changes: Any) -> KafkaSettings:
@@ -78,9 +82,7 @@ def send(
         bootstrap_servers=list(settings.bootstrap_servers),
         acks="all",
         max_request_size=2**26,
-        max_block_ms=_PATIENCE_MS,
-        delivery_timeout_ms=2 * _PATIENCE_MS,
-        **PATIENT,
+        **PATIENT_PRODUCER,
     )
     try:
         sent = [
