@@ -127,13 +127,18 @@ def _require_head(address: str) -> None:
 
 
 def _not_head(host: str, port: int) -> str | None:
-    """Why nobody who speaks gRPC is there, or None; whoever speaks TLS counts, where Ray does."""
+    """Why nobody who speaks gRPC is there, or None; whoever speaks TLS counts, where Ray does.
+
+    A head that only takes long is left to Ray, which is more patient.
+    """
+    is_head = True
     try:
         with socket.create_connection((host, port), ANSWER_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
                 return None
             connection.sendall(_HTTP2_GREETING)
-            is_head = connection.recv(_HTTP2_FRAME)[3:4] == _HTTP2_SETTINGS
+            with suppress(TimeoutError):
+                is_head = connection.recv(_HTTP2_FRAME)[3:4] == _HTTP2_SETTINGS
     except (OSError, UnicodeError, OverflowError) as error:
         return (getattr(error, "strerror", None) or str(error)).lower()
     return None if is_head else "what listens there is no head of Ray"

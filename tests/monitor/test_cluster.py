@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from nap_stream.errors import ConfigError, GpuUnavailableError, LogRootError, WorkerError
 from nap_stream.monitor import cluster as ray_cluster
+from nap_stream.monitor import session
 from nap_stream.monitor.actors import CoordinatorActor, WorkerActor
 from nap_stream.monitor.cluster import RayCluster, RayWorker
 from nap_stream.monitor.fleet import Fleet
@@ -451,6 +452,12 @@ def test_an_address_of_no_head_is_told_at_once(
     assert caught.value.where == f"address {address}"
     assert ("refused" in caught.value.problem) == (answer is None)
     assert "8265" in caught.value.action
+
+
+def test_a_head_that_takes_long_to_answer_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ANSWER_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert session._not_head("127.0.0.1", server.getsockname()[1]) is None
 
 
 @pytest.mark.parametrize(
