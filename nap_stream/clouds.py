@@ -161,6 +161,8 @@ _WRONG_CLOCK = re.compile(
 _TOKEN_CODE = re.compile(r'\\?"error\\?":\s*\\?"(\w{1,80})')
 _TIMED_OUT = re.compile(r"(?:kind|source): Time(?:dO|o)ut|timed out")
 _UNREACHABLE = re.compile("kind: Connect|error sending request")
+_UNTRUSTED, _NO_TLS = re.compile(r"InvalidCertificate\(\s*(\w+)"), re.compile("InvalidContentType")
+"""In the words of rustls, which obstore speaks TLS by."""
 _NO_SUCH_RANGE = re.compile(r"status code: 416|StartTooLarge|NotPartial|CONTENT_RANGE")
 _PANIC = "PanicException"
 _MISSING_BUCKET = re.compile(
@@ -274,6 +276,10 @@ def _failure(text: str, answer: Sequence[str | None]) -> str:
         return said if message is None else f"{said}: {printable(message)}"
     if _TIMED_OUT.search(text):
         return "it did not answer in time"
+    if (why := _first(_UNTRUSTED, text)) is not None:
+        return f"its certificate is refused ({why}); SSL_CERT_FILE names the CAs to trust"
+    if _NO_TLS.search(text):
+        return "it speaks no TLS, and its address says https"
     if _UNREACHABLE.search(text):
         return "it cannot be reached"
     return "the request could not be sent or its answer not be read"

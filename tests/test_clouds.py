@@ -1,9 +1,13 @@
 """What goes wrong with a cloud's object store, in its terms, and without a secret."""
 
 import os
+import ssl
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from nap_stream.clouds import as_log_error, forms, parsed
 from nap_stream.errors import LogRootError, ScoredLogError
 from nap_stream.objects import ObjectStore, RequestLimits
 from tests.support import s3
+from tests.support.certificates import Authority
 from tests.support.clouds import ACCOUNT_KEY, TOKEN, Emulator, environment
 from tests.support.s3 import HOST, MESSAGE, Fault, FaultProxy, fault_proxy
 from tests.support.waiting import PATIENCE_S
@@ -386,3 +391,31 @@ def test_the_end_of_an_object_that_is_replaced_meanwhile_is_looked_for_a_few_tim
     assert seen.value.where == f"{root}/a"
     assert "try again" in seen.value.action
     assert proxy.count("GET") == 6
+
+
+@pytest.mark.parametrize(
+    ("is_tls", "words"),
+    [(True, r"its certificate is refused \(UnknownIssuer\); SSL_CERT_FILE"), (False, "no TLS")],
+)
+def test_what_is_wrong_with_the_tls_of_a_store_is_said(
+    is_tls: bool, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with http_server() as server:
+        if is_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(Authority(tmp_path, "authority").issue("store"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        set_all(monkeypatch, s3.environment(f"https://127.0.0.1:{server.server_port}"))
+        with pytest.raises(ScoredLogError, match=words):
+            ObjectStore(S3, limits=QUICK).read("a")
+
+
+@contextmanager
+def http_server() -> Iterator[HTTPServer]:
+    """It answers every method with 501."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        yield server
+        server.shutdown()
+        serving.join()

@@ -378,6 +378,12 @@ def test_a_masked_address_must_be_filled_in_again(write: Write) -> None:
     ) == load_settings(write(WEBHOOK.format("https://host/hush")), {})
 
 
+@pytest.mark.parametrize("root", ["S3:/bucket/log", "s3:bucket", "s3a:/bucket", "https:/a.net/b"])
+def test_a_root_that_is_meant_for_a_store_is_no_folder(write: Write, root: str) -> None:
+    problem = problem_of(write(MINIMAL), {"NAP_STREAM__LOG__ROOT": root})
+    assert "key log.root: expected a path or s3://bucket/prefix" in problem
+
+
 def test_a_user_and_a_password_in_an_address_are_not_shown(write: Write) -> None:
     environ = {
         "NAP_STREAM__LOG__ROOT": "s3://user:hunter2@bucket/log",

@@ -63,7 +63,12 @@ def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
     """An address in an object store as it stands; anything else is a path."""
     if "://" not in str(value):
         path = _from_folder(Path(value), info)
-        return shown(path) if is_address(path) else path
+        if is_address(path):
+            return shown(path)
+        # S3:/bucket or s3:bucket would be a folder here, and gone with this machine.
+        if ":" in "".join(Path(value).parts[:1]):
+            raise _no_address("prefix")
+        return path
     if parsed(str(value)) is None:
         raise _no_address("prefix")
     return str(value)
