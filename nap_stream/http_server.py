@@ -154,7 +154,11 @@ def _application(
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        if environ["REQUEST_METHOD"] == "HEAD":
+            # Neither wsgiref nor prometheus_client knows that it wants the headers alone.
+            application({**environ, "REQUEST_METHOD": "GET"}, start_response)
+            return []
+        if environ["REQUEST_METHOD"] != "GET":
             return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use GET"})
         if path == "/metrics":
             return metrics(environ, start_response)

@@ -108,6 +108,16 @@ def test_probes_answer_for_themselves() -> None:
         server.close()
 
 
+def test_head_has_the_status_alone(server: MetricsServer, patient: Patient) -> None:
+    patient.health = ("worker-0 is silent",)
+    for path, status in (("/metrics", 200), ("/healthz", 503), ("/nowhere", 404)):
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as connection:
+            connection.sendall(f"HEAD {path} HTTP/1.0\r\n\r\n".encode())
+            answer = b"".join(iter(partial(connection.recv, 4096), b""))
+        assert answer.startswith(f"HTTP/1.0 {status} ".encode())
+        assert answer.endswith(b"\r\n\r\n")
+
+
 def test_nothing_else(server: MetricsServer) -> None:
     assert get(server, "/")[0] == 404
     assert get(server, "/metrics/../etc/passwd")[0] == 404
