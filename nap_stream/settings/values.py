@@ -87,6 +87,19 @@ def _without_user(value: str) -> str:
     return value
 
 
+def _with_host(value: str) -> str:
+    """Refuse an address at which nobody can be, who else would be asked again and again."""
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+        host.rstrip(".").encode("idna")
+    except ValueError:
+        host, port = "", None
+    if host.strip(".") == "" or port == 0:
+        raise ValueError("not an address")
+    return value
+
+
 def _more_than_dots(name: str) -> str:
     if name in {".", ".."}:
         raise ValueError(f"Kafka has no topic {name}")
@@ -107,7 +120,10 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 HttpAddress = Annotated[
-    str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000), AfterValidator(_without_user)
+    str,
+    Field(pattern=r"^https?://[^\s]+$", max_length=2_000),
+    AfterValidator(_without_user),
+    AfterValidator(_with_host),
 ]
 TopicName = Annotated[
     str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$"), AfterValidator(_more_than_dots)
