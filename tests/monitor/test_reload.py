@@ -337,7 +337,8 @@ def test_the_way_back_needs_no_broker() -> None:
 def test_a_file_that_was_overwritten_meanwhile_is_told_on_the_way_back(tmp_path: Path) -> None:
     certificate = tmp_path / "ca.pem"
     certificate.write_text("old")
-    run = Run(now=NEW, first=settings(kafka={"ssl_cafile": certificate}))
+    kafka = {"security_protocol": "SSL", "ssl_cafile": certificate}
+    run = Run(now=NEW, first=settings(kafka=kafka))
     run.look_until(ANN, Stage.REPLACING)
     run.begin_other()
     certificate.write_text("new")

@@ -89,7 +89,7 @@ def test_another_content_of_a_file_that_settings_name_is_a_change(tmp_path: Path
     path.write_text("first")
     large.write_bytes(bytes(MAX_FILE_BYTES + 1))
     sections: dict[str, Any] = {
-        "kafka": {"ssl_cafile": path, "ssl_certfile": large},
+        "kafka": {"security_protocol": "SSL", "ssl_cafile": path, "ssl_certfile": large},
         "metrics": {"discovery_file": path},
     }
     old = setup(**sections)
@@ -107,14 +107,15 @@ def test_another_content_of_a_file_that_settings_name_is_a_change(tmp_path: Path
 def test_a_file_that_is_there_only_now_is_a_change(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.touch()
-    made = settings(kafka={"ssl_cafile": path})
+    made = settings(kafka={"security_protocol": "SSL", "ssl_cafile": path})
     path.unlink()
     old = Setup(made, FACTS, (), file_digests(made))
     path.touch()
     new = Setup(made, FACTS, (), file_digests(made))
     told = (("kafka.ssl_cafile, the file's content", NOT_SHOWN, NOT_SHOWN),)
     assert changes(old, new) == changes(new, old) == told
-    assert changes(setup(), new) == (("kafka.ssl_cafile", "null", f'"{path}"'),)
+    without = setup(kafka={"security_protocol": "SSL"})
+    assert changes(without, new) == (("kafka.ssl_cafile", "null", f'"{path}"'),)
 
 
 def test_a_file_that_is_read_for_each_use_is_no_change(tmp_path: Path) -> None:
