@@ -32,6 +32,7 @@ from nap_stream.cli.options import (
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ChainBrokenError, ConfigError
+from nap_stream.files import require_outside_logs
 from nap_stream.records import Status
 from nap_stream.text import printable, rfc3339
 
@@ -466,6 +467,7 @@ def _opened(output: Path | None) -> Iterator[BinaryIO]:
     if output is None:
         yield sys.stdout.buffer
         return
+    require_outside_logs(output)
     try:
         with output.open("wb") as stream:
             yield stream
