@@ -20,7 +20,7 @@ from nap_stream.kafka.offsets import offsets_of
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.settings.topics import TopicSelection
 from tests.support.topics import new_settings
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SASL = {
     "topic": "images",
@@ -75,7 +75,10 @@ def test_topics_are_counted_by_one_client(broker: str, monkeypatch: pytest.Monke
 
 
 def test_connect_returns_when_a_broker_answers(broker: str) -> None:
-    connect(KafkaSettings(bootstrap_servers=(broker,), topic="none"))
+    settings = KafkaSettings(
+        bootstrap_servers=(broker,), topic="none", connect_timeout_s=PATIENCE_S
+    )
+    connect(settings)
 
 
 def test_a_broker_that_is_down_is_an_error_at_the_deadline() -> None:

@@ -39,7 +39,8 @@ class TlsBroker:
 
     def settings(self, listener: str, **changes: Any) -> KafkaSettings:
         server = self.plain if listener == "PLAIN" else f"127.0.0.1:{self.ports[listener]}"
-        given: dict[str, Any] = {"security_protocol": "SSL", **changes}
+        patient = {"security_protocol": "SSL", "connect_timeout_s": PATIENCE_S}
+        given: dict[str, Any] = patient | changes
         if given["security_protocol"].endswith("SSL"):
             given = {"ssl_cafile": self.authority, **given}
         return KafkaSettings(bootstrap_servers=(server,), topic="images", **given)
@@ -153,13 +154,13 @@ def test_one_broker_that_answers_is_enough(tls: TlsBroker) -> None:
     expired = tls.settings("EXPIRED").bootstrap_servers[0]
     settings = tls.settings("GOOD")
     one = settings.model_copy(update={"bootstrap_servers": ("127.0.0.1:1", expired, good)})
-    assert [shown.owner for shown in greet(one, 30)] == [good]
+    assert [shown.owner for shown in greet(one, PATIENCE_S)] == [good]
     none = settings.model_copy(update={"bootstrap_servers": ("127.0.0.1:1", expired)})
     with pytest.raises(BrokerUnavailableError, match=r"connection refused; .* has expired"):
-        greet(none, 30)
+        greet(none, PATIENCE_S)
     refused = settings.model_copy(update={"bootstrap_servers": (expired, expired)})
     with pytest.raises(BrokerError, match="has expired") as caught:
-        greet(refused, 30)
+        greet(refused, PATIENCE_S)
     assert not caught.value.retriable
 
 
@@ -295,5 +296,5 @@ def test_nobody_there_is_told_of_each_broker() -> None:
         bootstrap_servers=("127.0.0.1:1", "no-such-host.invalid:9092"), topic="images"
     )
     with pytest.raises(BrokerUnavailableError) as caught:
-        greet(settings, 5)
+        greet(settings, PATIENCE_S)
     assert "127.0.0.1:1: connection refused; no-such-host.invalid:9092: " in caught.value.problem

@@ -113,6 +113,9 @@ class KafkaSource:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
             self._notice_new_topic()
+            if self._topics.may_be_others:
+                # What is fetched now may be another topic's: it would be taken for this one's.
+                return []
             self._leave_out_wrong()
             self._place_fresh()
             # Not before: while the group is asked for a place, it answers nothing else.

@@ -67,6 +67,11 @@ class TopicWatch:
         self.ids = {**before, **found}
         return others
 
+    @property
+    def may_be_others(self) -> bool:
+        """Whether nobody has answered `replaced` since the last `look_again`."""
+        return self._unwatched
+
     def look_again(self) -> None:
         """Have `replaced` ask the broker the next time."""
         self._unwatched = True

@@ -113,7 +113,7 @@ def test_stream_alerts_and_dead_letters_outlast_a_broker_that_is_away(
             worker.stop()
             said = {report.waiting_for for report in worker.told.reports}
         delivering.join(PATIENCE_S)
-        outbox.drain(Deadline(SystemClock(), 60))
+        outbox.drain(Deadline(SystemClock(), PATIENCE_S))
     finally:
         letters.close()
         outbox.close()

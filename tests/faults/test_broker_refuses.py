@@ -177,7 +177,7 @@ def test_one_of_two_topics_is_left_out_while_it_may_not_be_read(
         allow(admin, ResourceType.TOPIC, topic, "READ", "DESCRIBE")
     allow(admin, ResourceType.GROUP, settings.group_id, "READ")
     reads = {"topics": (first, second), "topic_pattern": f"{first}.*"}
-    mine = settings.model_copy(update={key: reads[key], "session_timeout_s": 6.0})
+    mine = settings.model_copy(update={key: reads[key]})
     send(sender, [b"g"] * 10, topic=second)
 
     def have(of_first: int, of_second: int) -> bool:

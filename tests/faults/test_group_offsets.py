@@ -27,7 +27,7 @@ pytestmark = pytest.mark.kafka
 
 @pytest.fixture
 def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
-    return new_settings(apache_kafka.bootstrap, session_timeout_s=6)
+    return new_settings(apache_kafka.bootstrap)
 
 
 def read_all_of(settings: KafkaSettings, root: Path, rows: int) -> None:

@@ -27,7 +27,7 @@ def settled(*workers: Worker) -> bool:
 def test_each_offset_comes_once_while_members_come_and_go(
     apache_kafka: ApacheKafka, tmp_path: Path
 ) -> None:
-    settings = new_settings(apache_kafka.bootstrap, partitions=PARTITIONS, session_timeout_s=6)
+    settings = new_settings(apache_kafka.bootstrap, partitions=PARTITIONS)
 
     def start(number: int) -> Worker:
         name = f"worker-{number}"
@@ -67,7 +67,7 @@ def test_each_offset_comes_once_while_members_come_and_go(
 def test_a_revocation_that_cannot_drain_keeps_to_its_deadline_and_loses_nothing(
     apache_kafka: ApacheKafka, tmp_path: Path
 ) -> None:
-    settings = new_settings(apache_kafka.bootstrap, partitions=2, session_timeout_s=6)
+    settings = new_settings(apache_kafka.bootstrap, partitions=2)
     log = local_log(tmp_path, "worker-0")
     with ExitStack() as stack:
         slow = stack.enter_context(Worker(settings, log, revoke_deadline_s=1.0))
@@ -93,7 +93,7 @@ def test_a_revocation_that_cannot_drain_keeps_to_its_deadline_and_loses_nothing(
 def test_rows_in_hand_of_a_member_that_is_thrown_out_are_dropped_and_read_again(
     apache_kafka: ApacheKafka, tmp_path: Path
 ) -> None:
-    settings = new_settings(apache_kafka.bootstrap, session_timeout_s=6)
+    settings = new_settings(apache_kafka.bootstrap)
     partition = TopicPartition(settings.topic, 0)
     send(settings, [b"g"] * 10)
     log = local_log(tmp_path, "worker-0")

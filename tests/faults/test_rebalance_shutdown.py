@@ -45,7 +45,7 @@ def chain_end(log: ScoredLog, partition: TopicPartition) -> int | None:
 def test_what_is_published_at_the_stop_is_committed_when_the_rebalance_is_over(
     apache_kafka: ApacheKafka, sources: list[KafkaSource], tmp_path: Path
 ) -> None:
-    settings = new_settings(apache_kafka.bootstrap, partitions=2, session_timeout_s=6)
+    settings = new_settings(apache_kafka.bootstrap, partitions=2)
     log = local_log(tmp_path, "worker-0")
     with Worker(settings, log, segment_max_age_s=3600) as worker:
         wait_until(lambda: len(worker.owned) == 2, "both partitions")

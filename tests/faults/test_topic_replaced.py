@@ -21,7 +21,7 @@ BEFORE = 20
 
 @pytest.fixture
 def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
-    made = new_settings(apache_kafka.bootstrap, session_timeout_s=6)
+    made = new_settings(apache_kafka.bootstrap)
     send(made, [b"g"] * BEFORE)
     return made
 

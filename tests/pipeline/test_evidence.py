@@ -38,6 +38,12 @@ ALPHA = 0.05
 NOTHING = EvidenceSettings(extremes_per_hour=0, sample=0)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the end of the line wait for the store as tests do: this machine may be slow."""
+    monkeypatch.setattr("nap_stream.pipeline.line.EVIDENCE_TIMEOUT_S", PATIENCE_S)
+
+
 def test_a_day_is_of_utc() -> None:
     assert evidence_path(MIDNIGHT_MS, "ab") == f"{DAY}/ab"
     assert MIDNIGHT_MS % DAY_MS == 0

@@ -12,7 +12,7 @@ from nap_stream.source.base import Source
 from nap_stream.source.kafka import KafkaSource
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.topics import new_settings, send
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 @dataclass
@@ -212,8 +212,8 @@ def test_what_was_committed_is_told_to_the_next_source(place: Place) -> None:
     first = place.open(Listener())
     poll_messages(first, 3)
 
-    assert first.commit({place.partition(0): 2})
-    first.close(5)
+    wait_until(lambda: first.commit({place.partition(0): 2}), "the commit")
+    first.close(PATIENCE_S)
 
     listener = Listener()
     assert [m.value for m in poll_messages(place.open(listener), 1)] == [b"c"]
@@ -240,7 +240,7 @@ def test_a_commit_while_partitions_are_revoked_is_kept(place: Place) -> None:
     poll_messages(source, 2)
     listener.on_revoked = lambda: source.commit_soon({place.partition(0): 2})
 
-    source.close(5)
+    source.close(PATIENCE_S)
 
     again = Listener()
     reader = place.open(again)
@@ -302,7 +302,9 @@ def test_the_listener_is_told_the_end_and_the_id_of_the_topic(place: Place) -> N
 
 
 def test_a_broker_that_is_there_is_reachable(place: Place) -> None:
-    assert place.open(Listener()).away() is None
+    source = place.open(Listener())
+    # It is asked for two seconds, and may be busy for longer.
+    wait_until(lambda: source.away() is None, "the broker that is there")
 
 
 def test_a_source_is_settled_once_its_partitions_are_placed(place: Place) -> None:

@@ -11,7 +11,7 @@ from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, hold_back, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, describe_group, new_settings, send
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -43,7 +43,7 @@ def test_the_group_is_left_also_when_the_listener_fails(
     assert members(settings) == 1
 
     with pytest.raises(RuntimeError, match="disk is full"):
-        sources[0].close(10)
+        sources[0].close(PATIENCE_S)
 
     assert listener.revocations == [TopicPartition(settings.topic, 0)]
     assert members(settings) == 0
@@ -79,10 +79,10 @@ def test_one_that_never_joined_does_not_remove_its_namesake(
     sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
 
-    KafkaSource(settings, Listener(), instance_id="worker-0").close(10)
+    KafkaSource(settings, Listener(), instance_id="worker-0").close(PATIENCE_S)
 
     assert members(settings) == 1
-    assert sources[0].commit({TopicPartition(settings.topic, 0): 0})
+    wait_until(lambda: sources[0].commit({TopicPartition(settings.topic, 0): 0}), "the commit")
 
 
 def test_close_keeps_to_its_time_while_the_broker_is_away(
@@ -146,7 +146,7 @@ def test_a_topic_that_was_deleted_is_no_broker_that_is_away(
     source = KafkaSource(settings, listener, instance_id="worker-0")
     sources.append(source)
     poll_until(source, lambda _found: bool(listener.assignments))
-    assert source.away() is None
+    wait_until(lambda: source.away() is None, "the broker that is there")
 
     with administering(settings.bootstrap_servers) as admin:
         admin.delete_topics([settings.topic])

@@ -11,6 +11,7 @@ from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import describe_group, new_settings, remove_member, send
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -86,7 +87,7 @@ def test_a_member_that_was_thrown_out_loses_its_partitions_and_comes_back(
     assert sources[0].commit({partition: 0}) is False
     poll_until(sources[0], lambda _found: len(listener.assignments) == 2)
     assert (listener.losses, listener.revocations) == ([partition], [])
-    assert sources[0].commit({partition: 0})
+    wait_until(lambda: sources[0].commit({partition: 0}), "the commit")
 
 
 def members(settings: KafkaSettings) -> set[str]:
@@ -106,6 +107,6 @@ def test_a_member_that_is_closed_while_it_joins_leaves_the_group(
     sources.append(second)
     poll_until(second, lambda _found: "worker-1" in members(settings))
 
-    second.close(5)
+    second.close(PATIENCE_S)
 
     assert members(settings) == {"worker-0"}

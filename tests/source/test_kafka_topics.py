@@ -15,7 +15,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source import kafka_topics
 from nap_stream.source.kafka_topics import ASK_S, TRIAL_S, TRY_AGAIN_MOST_S, LeftOut, may_read
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 TOPICS = [f"t{number:02}" for number in range(20)]
 NATIVES = [KafkaPartition(topic, 0) for topic in TOPICS]
@@ -92,7 +92,7 @@ def test_a_broker_that_is_slow_to_say_it_holds_nothing_up(
 
     def slow(_settings: KafkaSettings, topics: Collection[str]) -> set[str]:
         asked.set()
-        assert says.wait(60)
+        assert says.wait(PATIENCE_S)
         return {*topics}
 
     monkeypatch.setattr(kafka_topics, "may_read", slow)
@@ -100,7 +100,7 @@ def test_a_broker_that_is_slow_to_say_it_holds_nothing_up(
     left_out.drop_forbidden()
     clock.advance(1)
     assert left_out.due(NATIVES) == NATIVES[1:]
-    assert asked.wait(60)
+    assert asked.wait(PATIENCE_S)
     clock.advance(60)
     assert left_out.due(NATIVES) == NATIVES[1:]
     says.set()
@@ -162,6 +162,11 @@ def test_a_broker_that_is_silent_is_asked_for_a_bounded_time() -> None:
         settings = KafkaSettings(
             topic="all", bootstrap_servers=(f"127.0.0.1:{silent.getsockname()[1]}",)
         )
-        began_s = time.monotonic()
-        assert may_read(settings, TOPICS) == set()
-    assert time.monotonic() - began_s < 3 * ASK_S
+
+        def seconds() -> float:
+            began_s = time.monotonic()
+            assert may_read(settings, TOPICS) == set()
+            return time.monotonic() - began_s
+
+        # This machine may stand still for a while, but not each time.
+        wait_until(lambda: seconds() < 3 * ASK_S, "an end in time")
