@@ -446,6 +446,10 @@ class KafkaSource:
         except errors.TopicAuthorizationFailedError as error:
             self._left_out.note_forbidden(error, {native.topic for native in positions})
             return
+        except errors.KafkaTimeoutError as error:
+            # The next fetch is refused as well, and asks again.
+            structlog.get_logger().warning("ends_not_told", cause=str(error))
+            return
         for native, position in positions.items():
             if position > ends[native]:
                 past = past_the_end(native, position, ends[native])

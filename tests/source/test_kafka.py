@@ -152,6 +152,32 @@ def test_retention_that_passes_the_position_has_the_listener_asked_again(
 
 
 @pytest.mark.kafka
+def test_a_broker_that_is_too_busy_to_tell_the_ends_is_asked_again(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [bytes([n]) for n in range(10)])
+    listener = Listener(log_ends={partition: 3})
+    source = opened(settings, listener)
+    poll_messages(source, 7)
+    delete_before(settings, 6)
+    source.seek(partition, 3)
+    ends, asked = source._consumer.end_offsets, 0
+
+    def busy_once(*arguments: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise errors.KafkaTimeoutError("no answer in time")
+        return ends(*arguments, **options)
+
+    monkeypatch.setattr(source._consumer, "end_offsets", busy_once)
+    listener.log_ends[partition] = 6
+    assert [m.offset for m in poll_messages(source, 4)] == [6, 7, 8, 9]
+
+
+@pytest.mark.kafka
 def test_a_position_past_the_end_is_refused(apache_kafka: ApacheKafka, opened: Open) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     send(settings, [b"x"] * 3)
