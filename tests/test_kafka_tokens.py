@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -35,6 +36,7 @@ from nap_stream.kafka.client import (
     producer_options,
 )
 from nap_stream.kafka.tokens import Token, Tokens, login_words, tokens
+from nap_stream.kafka.tokens import _ask as ask_endpoint
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.certificates import Authority
@@ -266,6 +268,27 @@ def test_an_answer_that_comes_in_drops_is_given_up_in_time(head: bytes) -> None:
         words = r"does not answer (within 0\.5 s|\(ReadTimeoutError\))"
         with pytest.raises(BrokerUnavailableError, match=words):
             ours.current()
+
+
+def test_an_answer_that_is_given_up_leaves_no_connection() -> None:
+    server, left = ObjectServer(), threading.Event()
+
+    def drops(connection: socket.socket, ended: threading.Event) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+        try:
+            again_and_again(head, b"x", 0.01)(connection, ended)
+        except OSError:
+            left.set()
+
+    server.objects["/token"] = drops
+    with server.listening():
+        chosen = settings(server.url("/token"), timeout_s=0.5).oauth
+        assert chosen is not None
+        # The error is kept, and with it all that is not closed.
+        with pytest.raises(BrokerUnavailableError) as caught:
+            ask_endpoint(chosen, SECRET)
+        wait_until(left.is_set, "the connection to be closed")
+        assert "does not answer" in str(caught.value)
 
 
 @pytest.mark.parametrize("problem", ["nobody listens", "silence"])

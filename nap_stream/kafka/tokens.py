@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_plus, urlencode
@@ -302,14 +303,17 @@ def _ask(oauth: OAuthSettings, secret: str) -> tuple[int, bytes]:
                 retries=False,
                 preload_content=False,
             )
-            body = bytearray()
-            while part := answer.read1(_PIECE_BYTES, decode_content=False):
-                body += part
-                if len(body) > _MOST_BYTES:
-                    raise _error(oauth, "answers with more than 1 MiB", "Is it the token endpoint?")
-                if deadline.expired():
-                    raise _away(oauth, f"does not answer within {oauth.timeout_s:g} s")
-            return answer.status, bytes(body)
+            with closing(answer):
+                body = bytearray()
+                while part := answer.read1(_PIECE_BYTES, decode_content=False):
+                    body += part
+                    if len(body) > _MOST_BYTES:
+                        raise _error(
+                            oauth, "answers with more than 1 MiB", "Is it the token endpoint?"
+                        )
+                    if deadline.expired():
+                        raise _away(oauth, f"does not answer within {oauth.timeout_s:g} s")
+                return answer.status, bytes(body)
     except SSLError as error:
         raise _error(
             oauth, f"has no TLS that is trusted ({plain(str(error))})", "Check kafka.oauth.ca_file"
