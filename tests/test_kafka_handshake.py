@@ -39,8 +39,7 @@ class TlsBroker:
 
     def settings(self, listener: str, **changes: Any) -> KafkaSettings:
         server = self.plain if listener == "PLAIN" else f"127.0.0.1:{self.ports[listener]}"
-        patient = {"security_protocol": "SSL", "connect_timeout_s": PATIENCE_S}
-        given: dict[str, Any] = patient | changes
+        given: dict[str, Any] = {"security_protocol": "SSL", **changes}
         if given["security_protocol"].endswith("SSL"):
             given = {"ssl_cafile": self.authority, **given}
         return KafkaSettings(bootstrap_servers=(server,), topic="images", **given)
