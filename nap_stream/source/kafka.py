@@ -112,6 +112,7 @@ class KafkaSource:
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
+            self._topics.revive()
             self._notice_new_topic()
             if self._topics.may_be_others:
                 # What is fetched now may be another topic's: it would be taken for this one's.

@@ -67,6 +67,20 @@ class TopicWatch:
         self.ids = {**before, **found}
         return others
 
+    def revive(self) -> None:
+        """Have kafka-python ask for metadata again where it has ceased to.
+
+        An error in the midst of an answer ends the task that asks, which nothing starts anew: a
+        partition whose leader has moved would not be read any more, and nobody would say so.
+        """
+        cluster = self._consumer._cluster  # noqa: SLF001  see `_ask`
+        task = cluster._refresh_loop_future  # noqa: SLF001  likewise
+        if task is None or not task.is_done or cluster.closed:
+            return
+        structlog.get_logger().warning("metadata_asked_for_again", cause=str(task.exception))
+        cluster._refresh_loop_future = None  # noqa: SLF001  likewise
+        cluster.request_update()
+
     @property
     def may_be_others(self) -> bool:
         """Whether nobody has answered `replaced` since the last `look_again`."""

@@ -233,6 +233,31 @@ def test_after_a_pause_nothing_is_read_before_the_broker_has_said_which_topic_it
     poll_until_lost(source, listener)
 
 
+@pytest.mark.kafka
+def test_metadata_are_asked_for_again_where_kafka_python_has_ceased_to(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    source = opened(settings, Listener())
+    send(settings, [b"1"])
+    poll_messages(source, 1)
+    cluster = source._consumer._cluster
+    task = cluster._refresh_loop_future
+
+    def fail(_answer: object) -> None:
+        raise RuntimeError("the test's own")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(cluster, "update_metadata", fail)
+        cluster.request_update()
+        wait_until(lambda: task.is_done, "the end of the task that asks")
+    unanswered = cluster.request_update()
+    source.poll(0.1, 10)
+    wait_until(lambda: unanswered.is_done, "an answer")
+    send(settings, [b"2"])
+    assert [message.value for message in poll_messages(source, 1)] == [b"2"]
+
+
 def poll_until_lost(source: KafkaSource, listener: Listener) -> None:
     """Poll until a partition is lost; nothing may come before that."""
 
