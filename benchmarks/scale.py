@@ -35,7 +35,8 @@ from kafka import KafkaProducer
 
 from tests.e2e.calibrated import Faulty, faulty_net
 from tests.e2e.monitor import Monitor, metrics_url, new_monitor, scrape
-from tests.e2e.processes import MARK, Program, nap_stream
+from tests.e2e.on_ray import running_alone
+from tests.e2e.processes import MARK, Program
 from tests.support.apache_kafka import ApacheKafka, resolve_jars
 from tests.support.faulty_net import slow_down, slow_forwards
 from tests.support.image_bytes import encoded
@@ -159,12 +160,12 @@ def run_cell(cell: Cell, bootstrap: str, net: Faulty, folder: Path) -> Cost:
         worker={"count": cell.workers, "num_gpus": 0, "num_cpus": 1},
         log={"root": "log", "segment_max_age_s": SEGMENT_AGE_S},
     )
-    command = nap_stream("run", "--config", made.config, "--until-idle", str(UNTIL_IDLE_S))
+    until_idle = ("--until-idle", str(UNTIL_IDLE_S))
     with short_folder() as temporary:
         environ = {**ENVIRON, "RAY_TMPDIR": str(temporary)}
         with (
             closing(KafkaProducer(bootstrap_servers=bootstrap, acks="all")) as producer,
-            Program(command, folder / "run", environ) as run,
+            running_alone(made, environ, folder / "run", *until_idle) as run,
         ):
             url = metrics_url(run)
             _wait_for_workers(run, url, cell)

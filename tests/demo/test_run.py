@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -98,18 +99,25 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
-    folder, output = tmp_path / "demo", tmp_path / "output"
+    output = tmp_path / "output"
+    for attempt in range(1, ATTEMPTS + 1):
+        folder = tmp_path / f"demo-{attempt}"
+        with demo(folder, output) as process:
+            wait_until(partial(ray_is_up_or_not_coming, process, folder), "Ray")
+            is_up = process.poll() is None
+            if is_up:
+                os.killpg(process.pid, signal.SIGINT)
+                assert process.wait(PATIENCE_S) == 130, output.read_text()
+        if is_up or not was_too_slow(output.read_text()):
+            break
 
-    with demo(folder, output) as process:
-        wait_until(
-            lambda: process.poll() is not None or "Started a local Ray" in monitor_log(folder),
-            "Ray",
-        )
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(PATIENCE_S) == 130, output.read_text()
-
+    assert is_up, output.read_text()
     assert "interrupted" in output.read_text()
     wait_until_gone(folder)
+
+
+def ray_is_up_or_not_coming(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
+    return process.poll() is not None or "Started a local Ray" in monitor_log(folder)
 
 
 def monitor_log(folder: Path) -> str:

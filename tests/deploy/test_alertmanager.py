@@ -27,7 +27,7 @@ from tests.support.prometheus import (
     values,
     written,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 # One process starts them, for all of these tests.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prometheus")]
@@ -141,7 +141,8 @@ def test_what_is_silenced_is_not_told(site: Site) -> None:
 
 
 def test_the_monitor_itself_tells_alertmanager(site: Site) -> None:
-    webhook = WebhookSettings(url=f"{site.alertmanager}/api/v2/alerts")
+    url = f"{site.alertmanager}/api/v2/alerts"
+    webhook = WebhookSettings(url=url, timeout_s=PATIENCE_S)
     sink = WebhookAlertSink(AlertSettings(webhook=webhook), webhook, SystemClock())
     try:
         sink.publish(drift())

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.e2e.monitor import PROJECT, Monitor, metrics_url, wait_for_assignments
 from tests.e2e.processes import Program, nap_stream
 from tests.support.ray_start import ATTEMPTS, was_too_slow
-from tests.support.waiting import PATIENCE_S, wait_until
+from tests.support.waiting import wait_until
 
 JOB_SCRIPT = PROJECT / "deploy" / "ray-job.sh"
 
@@ -91,11 +91,7 @@ def job_script(
     config: Path, head: RayHead, folder: Path, *options: str, job: str | None = None
 ) -> Program:
     """deploy/ray-job.sh, called in the folder of a configuration with its bare name."""
-    environ = {
-        **head.environ,
-        "NAP_STREAM_STOP_WAIT_S": f"{PATIENCE_S:.0f}",
-        **({} if job is None else {"NAP_STREAM_JOB_ID": job}),
-    }
+    environ = {**head.environ, **({} if job is None else {"NAP_STREAM_JOB_ID": job})}
     command = ["env", "-C", str(config.parent), str(JOB_SCRIPT), *options, config.name]
     return Program(command, folder, environ)
 

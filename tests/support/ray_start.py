@@ -4,7 +4,7 @@ A node of Ray ends at once where its agents take more than 15 s to come up, and 
 for that: whoever started it tries again. The other limits of its start are generous here.
 """
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 RAY_ENVIRON = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
