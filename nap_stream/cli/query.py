@@ -370,6 +370,9 @@ def _tell_empty(
 ) -> None:
     unread += _require_names(store, filters, use)
     _tell_no_row(unread)
+    if filters.offsets is not None:
+        why = "nap-stream show TOPIC/PARTITION/OFFSET tells why an offset has no row"
+        typer.echo(f"{why}: a declared gap, for instance.", err=True)
 
 
 def _tell_no_row(unread: Sequence[ChainBrokenError]) -> None:

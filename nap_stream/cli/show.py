@@ -112,7 +112,7 @@ def show(
     row, neighbours = of_row.find_row(store, address, unread)
     image = of_row.find_image(row, evidence_store(evidence, settings), settings)
     folder = calibration or (None if settings is None else settings.calibration)
-    judged_by, notes = _judged_by(folder, row)
+    judged_by, notes = _judged_by(folder, row, is_named=calibration is not None)
     scores = of_row.scores_of(row, judged_by)
     defects: list[Any] = []
     shown = {
@@ -247,8 +247,13 @@ def erase(
     typer.echo(f"{erased:,} files erased, of {len(names):,} images that were asked for")
 
 
-def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, list[str]]":
-    """The calibration in a folder, if a row was judged by it; else what is to be said of that."""
+def _judged_by(
+    folder: Path | None, row: "Row", *, is_named: bool
+) -> "tuple[Calibration | None, list[str]]":
+    """The calibration in a folder, if a row was judged by it; else what is to be said of that.
+
+    One that the user has named is to be there; that of the settings may be gone.
+    """
     problem = "none is given"
     if folder is not None:
         from nap_stream.calibration.artifact import load_calibration
@@ -256,6 +261,8 @@ def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, li
         try:
             held = load_calibration(folder)
         except (CalibrationError, ScoredLogError) as error:
+            if is_named:
+                raise
             problem = str(error)
         else:
             if held.fingerprint == row["calibration_fingerprint"]:

@@ -181,6 +181,8 @@ def test_query_names_hours_without_rows_and_an_empty_answer(nap: Call, log: Path
     assert "no rows  from 2026-01-01T14:00:00.000Z to 2026-01-01T15:00:00.000Z" in gaps.err
     empty = nap("query", "--log", log, "--status", "corrupt", "--class", "dog")
     assert (empty.exit_code, empty.err) == (0, "No row matches.\n")
+    none = nap("query", "--log", log, "--status", "corrupt", "--offset", "0")
+    assert (none.exit_code, "show TOPIC/PARTITION/OFFSET tells why" in none.err) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,14 @@ def test_an_image_that_is_gone_is_said_with_the_places_that_were_looked_at(
     assert "set against a calibration: none is given" in beside.err + beside.out
 
 
+def test_a_calibration_that_is_named_is_to_be_there(nap: Call, made: Monitored) -> None:
+    ended = nap(
+        "show", address(made.flagged), "--log", made.folder / "log", "--calibration", "none"
+    )
+    assert (ended.exit_code, ended.out) == (1, "")
+    assert "none: there is no calibration" in ended.err
+
+
 def test_evidence_that_was_changed_is_named_and_not_shown(
     nap: Call, made: Monitored, tmp_path: Path
 ) -> None:
