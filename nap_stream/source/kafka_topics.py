@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
@@ -13,7 +13,7 @@ from kafka.admin import ACLOperation
 from kafka.structs import TopicPartition as KafkaPartition
 from kafka.util import WeakMethod
 
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import BrokerError, BrokerUnavailableError, NapStreamError
 from nap_stream.kafka.client import (
     client_options,
@@ -25,7 +25,9 @@ from nap_stream.kafka.client import (
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka_group import truncated
 
-METADATA_TIMEOUT_S = 5.0
+METADATA_TIMEOUT_S, ASK_AGAIN_S = 5.0, 0.1
+TRY_AGAIN_S = 1.0
+TRY_AGAIN_MOST_S = 30.0
 UNWATCHED_S = 1.0
 """A consumer that fetches hears at once that its topic is deleted; after so long a pause, ask."""
 
@@ -41,7 +43,8 @@ class TopicWatch:
         self._consumer, self._clock = consumer, clock
         self.ids: Mapping[str, str] = {}
         self._paused_at: float | None = None
-        self._unwatched = False
+        self._unwatched = self._is_told = False
+        self._revive_at, self._revive_pause_s = float("-inf"), TRY_AGAIN_S
 
     def refresh(self) -> None:
         """Ask anew and take what the broker says.
@@ -55,9 +58,13 @@ class TopicWatch:
     def replaced(self) -> frozenset[str]:
         """The topics of which there is another of the name than last time; then take its id."""
         if self._unwatched:
-            with suppress(errors.KafkaTimeoutError):
+            try:
                 self._ask()
-                self._unwatched = False
+                self._unwatched, self._is_told = False, False
+            except errors.KafkaTimeoutError as error:
+                if not self._is_told:
+                    structlog.get_logger().warning("topic_not_confirmed", cause=str(error))
+                self._is_told = True
         found, before = self._known(), self.ids
         others = frozenset(name for name, one in found.items() if before.get(name, one) != one)
         for name in sorted(others):
@@ -75,9 +82,14 @@ class TopicWatch:
         """
         cluster = self._consumer._cluster  # noqa: SLF001  see `_ask`
         task = cluster._refresh_loop_future  # noqa: SLF001  likewise
-        if task is None or not task.is_done or cluster.closed:
+        now = self._clock.monotonic()
+        if task is None or not task.is_done or cluster.closed or now < self._revive_at:
             return
-        structlog.get_logger().warning("metadata_asked_for_again", cause=str(task.exception))
+        cause = f"{type(task.exception).__name__}: {task.exception}"
+        structlog.get_logger().warning("metadata_asked_for_again", cause=cause)
+        # Each answer may end it, of a broker that kafka-python does not understand.
+        self._revive_at = now + self._revive_pause_s
+        self._revive_pause_s = min(2 * self._revive_pause_s, TRY_AGAIN_MOST_S)
         cluster._refresh_loop_future = None  # noqa: SLF001  likewise
         cluster.request_update()
 
@@ -102,12 +114,28 @@ class TopicWatch:
             self.look_again()
 
     def _ask(self) -> None:
-        # kafka-python shows a consumer's metadata nowhere else.
-        refreshed = self._consumer._cluster.request_update()  # noqa: SLF001
-        answered = Event()
-        refreshed.add_both(lambda _answer: answered.set())
-        if not answered.wait(METADATA_TIMEOUT_S):
-            raise errors.KafkaTimeoutError("no answer to a question for metadata")
+        """Ask for metadata until somebody answers; an error of a topic is an answer.
+
+        Raises:
+            KafkaTimeoutError: Nobody answers in time.
+        """
+        deadline, cause = Deadline(self._clock, METADATA_TIMEOUT_S), "it takes too long"
+        while not deadline.expired():
+            # kafka-python shows a consumer's metadata nowhere else.
+            refreshed = self._consumer._cluster.request_update()  # noqa: SLF001
+            answered = Event()
+            refreshed.add_both(lambda _answer, answered=answered: answered.set())
+            if not answered.wait(deadline.remaining_s()):
+                break
+            error = refreshed.exception
+            if error is None or (
+                isinstance(error, errors.BrokerResponseError)
+                and not isinstance(error, errors.RequestTimedOutError)
+            ):
+                return
+            cause = f"{type(error).__name__}: {error}"
+            self._clock.sleep(ASK_AGAIN_S)
+        raise errors.KafkaTimeoutError(f"no answer to a question for metadata: {cause}")
 
     def _known(self) -> Mapping[str, str]:
         topics = {native.topic for native in self._consumer.assignment()}
@@ -117,8 +145,6 @@ class TopicWatch:
 
 REACHABLE_TIMEOUT_S = 2.0
 SILENT = "it does not answer"
-TRY_AGAIN_S = 1.0
-TRY_AGAIN_MOST_S = 30.0
 ASK_S = 2.0
 """How long a broker is tried, and may take to say what this user may do; kafka-python takes longer
 where one is connected and silent."""

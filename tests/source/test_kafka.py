@@ -211,10 +211,11 @@ def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["busy", "hangs-up"])
 def test_after_a_pause_nothing_is_read_before_the_broker_has_said_which_topic_it_is(
-    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+    seconds: float, apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where it is too busy to answer in time, and answers a fetch a moment later."""
+    """As where it does not answer in time, or hangs up, and answers a fetch a moment later."""
     settings = new_settings(apache_kafka.bootstrap)
     partition = TopicPartition(settings.topic, 0)
     send(settings, [b"old"])
@@ -225,7 +226,15 @@ def test_after_a_pause_nothing_is_read_before_the_broker_has_said_which_topic_it
     monkeypatch.setattr(kafka_topics, "UNWATCHED_S", 0.0)
     replace_topic(settings, 5)
     source.resume()
-    monkeypatch.setattr(kafka_topics, "METADATA_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(kafka_topics, "METADATA_TIMEOUT_S", seconds)
+    cluster = source._consumer._cluster
+
+    async def hang_up(_node: object) -> None:
+        error = errors.KafkaConnectionError("the test's own")
+        cluster.failed_update(error)
+        raise error
+
+    monkeypatch.setattr(cluster, "_do_refresh_metadata", hang_up)
     assert [source.poll(1.0, 10) for _ in range(3)] == [[]] * 3
     assert listener.losses == []
     monkeypatch.undo()
