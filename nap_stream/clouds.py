@@ -143,10 +143,20 @@ _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expir
 _DENIED_STATUS = {"401", "403"}
 _CONFLICT = "409"
 _TOO_MANY = "429"
-_LATER = {"408", _TOO_MANY}
+_LATER = {"408", "425", _TOO_MANY}
 """Statuses of requests that another time may be answered well."""
 _OF_THE_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect"}
 _WRONG_REGION = "incorrectly configured region"
+_OF_ALL = (
+    (_DENIED - {"AccessDenied"})
+    | _OF_THE_REGION
+    | {
+        *("InvalidToken", "RequestTimeout", "AccountProblem", "AllAccessDisabled"),
+        *("AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo"),
+        *("AccountIsDisabled", "PublicAccessNotPermitted"),
+    }
+)
+"""Codes of S3's and Google's, then of Azure's, whose status is that of a refused object."""
 _NO_CREDENTIALS = re.compile(
     r"//169\.254\.|//[^/\s]+/(?:latest/(?:api/token|meta-data/iam)|computeMetadata/v1|"
     r"metadata/identity/oauth2)|source: (?:AzureCli|FederatedTokenFile)|"
@@ -175,9 +185,18 @@ def is_missing_bucket(error: BaseException) -> bool:
     return _MISSING_BUCKET.search(str(error)) is not None
 
 
-def has_no_credentials(text: str) -> bool:
-    """Whether an error says that a request was not even made, for want of credentials."""
-    return _NO_CREDENTIALS.search(text) is not None
+def is_of_object(error: BaseException) -> bool:
+    """Whether a store refuses the object that is asked for, and would give another one.
+
+    What it says of whoever asks, or of the whole bucket, is of all of them; so is what it says of
+    itself, and no answer.
+    """
+    text = str(error)
+    status, code = answer(text)
+    if _NO_CREDENTIALS.search(text) or _TOKEN in text or _WRONG_CLOCK.search(text):
+        return False
+    is_of_all = code in _OF_ALL or is_missing_bucket(error) or _WRONG_REGION in text
+    return (status or "").startswith("4") and status not in {"401", *_LATER} and not is_of_all
 
 
 def is_too_often(error: Exception) -> bool:
@@ -211,7 +230,7 @@ def as_log_error(error: BaseException, where: str) -> ScoredLogError:
     if is_panic(error):
         return _unusable("", where, cloud)
     status, code = answer(text)
-    if has_no_credentials(text):
+    if _NO_CREDENTIALS.search(text):
         return ScoredLogError("no credentials were found", where, cloud.credentials)
     if _WRONG_CLOCK.search(text):
         return ScoredLogError(

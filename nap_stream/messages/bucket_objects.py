@@ -13,6 +13,7 @@ from nap_stream.clouds import (
     as_log_error,
     connect,
     is_missing_bucket,
+    is_of_object,
     is_panic,
 )
 from nap_stream.errors import LogRootError
@@ -22,8 +23,6 @@ from nap_stream.settings.messages import FetchSettings
 
 PREFIXES = tuple(f"{scheme}://" for scheme in CLOUDS)
 _MISSING = frozenset({"NoSuchKey", "NoSuchVersion"})
-_OF_THE_OBJECT = frozenset({"AccessDenied", "InvalidObjectState", "BlobArchived"})
-"""Refusals of one object, however the store is."""
 _PIECE_BYTES = 2**18
 _VERSION = "?versionId="
 
@@ -144,7 +143,9 @@ def _meaning(error: BaseException, bucket: str) -> Unreadable | Away:
     is_missing = isinstance(error, NotFoundError | FileNotFoundError)
     if (is_missing and not is_missing_bucket(error)) or code in _MISSING:
         return Unreadable(f"fetch: no such object ({said or 'not found'})", Status.MISSING)
-    if code in _OF_THE_OBJECT or status == "400":
+    if isinstance(error, ValueError):
+        return Unreadable("fetch: no store can be asked for such a key", Status.FETCH_FAILED)
+    if is_of_object(error):
         return Unreadable(f"fetch: the store refuses the object ({said})", Status.FETCH_FAILED)
     told = as_log_error(error, bucket)
     return Away(bucket, f"{told.problem}. {told.action}" if is_panic(error) else told.problem)

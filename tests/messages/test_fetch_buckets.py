@@ -8,9 +8,12 @@ from urllib.parse import quote_plus
 
 import obstore
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import S3Store
 
 from nap_stream.clouds import CLOUDS, connect
+from nap_stream.messages.bucket_objects import _meaning
+from nap_stream.messages.pieces import Away, Unreadable
 from nap_stream.messages.reader import MessageReader
 from tests.messages.chains import chain, one, read, refused
 from tests.support.clouds import EMULATED
@@ -100,17 +103,16 @@ def test_records_of_one_message_are_rows_each(s3: FaultProxy) -> None:
         (f"s3://{BUCKET}.evil.example/a.jpg", "not_allowed", "allow_buckets"),
         (f"S3://{BUCKET.upper()}/a.jpg", "not_allowed", "allow_buckets"),
         (f"s3://{BUCKET}/a%2F..%2F..%2Fb", "missing", "no such object"),
-        (f"s3://{BUCKET}/" + "k" * 3_000, "", ""),
-        (f"s3://{BUCKET}/a\0b", "", ""),
-        (f"s3://{BUCKET}/a\nb", "", ""),
+        (f"s3://{BUCKET}/" + "k" * 3_000, "missing", "no such object"),
+        (f"s3://{BUCKET}/a\0b", "fetch_failed", "no store can be asked for such a key"),
+        (f"s3://{BUCKET}/a\nb", "fetch_failed", "no store can be asked for such a key"),
     ],
 )
 def test_references_that_give_nothing(
     s3: FaultProxy, reference: str, status: str, telling: str
 ) -> None:
-    found = refused(fetching(), reference)
-    assert found[0] == status or not status
-    assert telling in found[1]
+    found = refused(fetching(wait_s=None), reference)
+    assert (found[0], telling in found[1]) == (status, True), found
     assert not any("other-bucket" in path for _, path in s3.requests)
 
 
@@ -123,6 +125,39 @@ def test_objects_that_are_too_large(s3: FaultProxy) -> None:
     event = {"Records": [{"eventName": "ObjectCreated:Put", "s3": named}]}
     assert refused(fetching("s3_event"), json.dumps(event))[0] == "too_large"
     assert len(s3.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_away"),
+    [
+        ("404 NoSuchVersion", False),
+        ("400 KeyTooLongError", False),
+        ("403 AccessDenied", False),
+        ("403 InvalidObjectState", False),
+        ("403 AuthorizationPermissionMismatch", False),
+        ("405 MethodNotAllowed", False),
+        ("409 BlobArchived", False),
+        ("409 BlobUsesCustomerSpecifiedEncryption", False),
+        ("400 AuthorizationHeaderMalformed", True),
+        ("400 ExpiredToken", True),
+        ("400 RequestTimeout", True),
+        ("401 Unauthorized", True),
+        ("403 AuthenticationFailed", True),
+        ("403 InvalidAccessKeyId", True),
+        ("403 RequestTimeTooSkewed", True),
+        ("404 ContainerNotFound", True),
+        ("404 NoSuchBucket", True),
+        ("425 TooEarly", True),
+        ("429 TooManyRequests", True),
+        ("500 InternalError", True),
+        ("503 SlowDown", True),
+    ],
+)
+def test_what_holds_of_one_object_is_no_outage(answer: str, is_away: bool) -> None:
+    status, code = answer.split()
+    error = GenericError(f"Error performing GET, status code: {status}: <Code>{code}</Code>")
+    found = _meaning(error, f"s3://{BUCKET}")
+    assert isinstance(found, Away if is_away else Unreadable), str(found)
 
 
 @pytest.mark.parametrize(
