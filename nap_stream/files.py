@@ -14,7 +14,6 @@ from nap_stream.errors import ConfigError
 MAX_SECRET_BYTES = 64 * 2**10
 """Of a file that holds a secret."""
 _TOKEN = re.compile("[!-~]+")
-_OF_A_LOG = re.compile("/(?:topic=[^/]+|_events|_checkpoints|_index|_monitors)/")
 
 
 def read_secret(path: Path, where: str) -> str:
@@ -72,23 +71,14 @@ def publish(path: Path, content: bytes) -> None:
         ) from error
 
 
-def require_outside_logs(path: Path) -> None:
-    """Raise a `ConfigError` where a file would be among those of a scored log, or one of them."""
-    if _OF_A_LOG.search(f"{path.resolve().parent}/"):
-        problem = "it is in a scored log, where nothing else belongs"
-        raise ConfigError(problem, str(path), "Name another folder")
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a hidden sibling of ``path`` to write; it takes that name where the block succeeds.
 
     Raises:
-        ConfigError: There is a device or a pipe of that name, in whose place no file belongs; or it
-            is in a scored log.
+        ConfigError: There is a device or a pipe of that name, in whose place no file belongs.
         OSError: It cannot be written.
     """
-    require_outside_logs(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError("it is a device or a pipe, not a file", str(path), "Name a file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")

@@ -46,24 +46,6 @@ def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "topic=a/x.html",
-        "topic=a/partition=0/00000000000000000000.parquet",
-        "_events/x",
-        "a/../_index/x",
-    ],
-)
-def test_nothing_is_written_into_a_scored_log(place: str, tmp_path: Path) -> None:
-    for folder in ("topic=a/partition=0", "_events", "_index", "a"):
-        (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(ConfigError, match="in a scored log"):
-        publish(tmp_path / place, b"")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    publish(tmp_path / "topic=a.html", b"")
-
-
 def test_a_full_disk_is_told_and_one_with_room_is_not(tmp_path: Path) -> None:
     with mounted_disk(tmp_path / "disk", 2**20) as disk:
         assert full_disk(disk.folder) == ""

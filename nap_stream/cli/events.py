@@ -61,7 +61,7 @@ def history(
     from nap_stream.scored_log.events import EventKind
     from nap_stream.scored_log.history import CHANGED, entries
 
-    store = log_store(config, log)
+    store = log_store(config, log, output)
     events, defects = _events(store)
     kinds = {*EventKind, CHANGED, *(event.kind for event in events)}
     if unknown := set(kind or ()) - kinds:

@@ -107,12 +107,12 @@ _ISO = re.compile(r"\d{4}(?:-?\d\d-?\d\d|-?W\d\d(?:-?\d)?)(?:[T ].+)?", re.ASCII
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def log_store(config: Path | None, log: str | None) -> "SegmentStore":
-    """Where the scored log lies, from either option.
+def log_store(config: Path | None, log: str | None, *outputs: Path | None) -> "SegmentStore":
+    """Where the scored log lies, from either option; ``outputs`` are to be written elsewhere.
 
     Raises:
         ConfigError: If neither or both are given, or the root is neither a folder that is there
-            nor an address in an object store.
+            nor an address in an object store; or an output would be among the log's files.
     """
     from nap_stream.scored_log.stores import store_at
     from nap_stream.scored_log.stores.local import LocalStore
@@ -125,8 +125,13 @@ def log_store(config: Path | None, log: str | None) -> "SegmentStore":
         store = store_at(log)
     else:
         raise ConfigError("expected either --log ROOT or --config FILE")
-    if isinstance(store, LocalStore) and not Path(store.root).is_dir():
-        raise ConfigError("no such folder", store.root, "Give the root of a scored log")
+    if isinstance(store, LocalStore):
+        if not Path(store.root).is_dir():
+            raise ConfigError("no such folder", store.root, "Give the root of a scored log")
+        for output in outputs:
+            if output and output.resolve().is_relative_to(Path(store.root).resolve()):
+                problem = "it is in the scored log, where nothing else belongs"
+                raise ConfigError(problem, str(output), "Name another folder")
     return store
 
 

@@ -32,7 +32,6 @@ from nap_stream.cli.options import (
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ChainBrokenError, ConfigError
-from nap_stream.files import require_outside_logs
 from nap_stream.records import Status
 from nap_stream.text import printable, rfc3339
 
@@ -179,7 +178,7 @@ def query(
     from nap_stream.scored_log.index import IndexUse
     from nap_stream.scored_log.query import Query, require_partitions
 
-    store = log_store(config, log)
+    store = log_store(config, log, output, export)
     if (min_p_value or 0) > (1 if max_p_value is None else max_p_value):
         raise ConfigError(
             f"{min_p_value:g} is above {max_p_value:g}", "--min-p-value, --max-p-value"
@@ -284,7 +283,7 @@ def sql(
     from nap_stream.scored_log.query import Query, require_partitions
     from nap_stream.scored_log.sql import run_sql
 
-    store = log_store(config, log)
+    store = log_store(config, log, output)
     since_ms, until_ms = day_span_ms(since, until, day)
     filters = Query(
         topic=topic, partitions=tuple(partition or ()), since_ms=since_ms, until_ms=until_ms
@@ -470,7 +469,6 @@ def _opened(output: Path | None) -> Iterator[BinaryIO]:
     if output is None:
         yield sys.stdout.buffer
         return
-    require_outside_logs(output)
     try:
         with output.open("wb") as stream:
             yield stream

@@ -123,7 +123,7 @@ def report(
         }
     )
     browser = _browser() if pdf else None
-    store = log_store(None if log else config, log)
+    store = log_store(None if log else config, log, out)
     settings = None
     if config is not None:
         from nap_stream.settings.load import load_settings

@@ -107,7 +107,7 @@ def show(
     if config is None and (rescore or nap_map is not None):
         raise ConfigError("expected --config FILE, which names the model", "--rescore, --map")
     settings = _settings(config)
-    store = log_store(config if log is None else None, log)
+    store = log_store(config if log is None else None, log, out, nap_map)
     unread: list[ChainBrokenError] = []
     row, neighbours = of_row.find_row(store, address, unread)
     image = of_row.find_image(row, evidence_store(evidence, settings), settings)

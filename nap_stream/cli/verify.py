@@ -120,7 +120,7 @@ def verify(
     from nap_stream.scored_log.proof.timestamps import read_roots
     from nap_stream.scored_log.verify.report import Circumstances, encode_report
 
-    store = log_store(config, log)
+    store = log_store(config, log, report_file)
     broker_side = _broker_side(config, topic) if against_broker else None
     settings = _settings(config, broker_side) if contents else None
     if report_file is not None and not report_file.parent.is_dir():

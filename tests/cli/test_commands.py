@@ -459,6 +459,31 @@ def test_sql_is_asked_of_the_files_that_options_choose(nap: Call, log: Path) -> 
     assert (refused.exit_code, "no partition '7'; it has 0" in refused.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("query", "--output"),
+        ("sql", "select 1", "--output"),
+        ("history", "--output"),
+        ("query", "--sign-with", "key", "--export"),
+        ("report", "--out"),
+        ("verify", "--report"),
+        ("show", "animals/0/0", "--out"),
+    ],
+    ids=lambda asked: " ".join((asked[0], asked[-1])),
+)
+def test_nothing_is_written_among_the_files_of_the_log(
+    asked: tuple[str, ...], nap: Call, log: Path
+) -> None:
+    before = sorted(log.rglob("*"))
+    first = min(path for path in before if path.suffix == ".parquet")
+    content = first.read_bytes()
+    for place in (first, log / "x" / ".." / "rows.parquet"):
+        ended = nap(*asked, place, "--log", log)
+        assert (ended.exit_code, "in the scored log" in ended.err) == (2, True), ended.err
+    assert (sorted(log.rglob("*")), first.read_bytes()) == (before, content)
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
 @pytest.mark.parametrize("command", [["query", "-f", "json"], ["verify"]])
 def test_a_full_disk_and_a_reader_that_is_gone_are_no_defects(

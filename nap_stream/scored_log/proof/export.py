@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from nap_stream.errors import ChainBrokenError, ConfigError, ProofError
-from nap_stream.files import require_outside_logs, sync_folder, write_durably
+from nap_stream.files import sync_folder, write_durably
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.output import OutputFormat, bytes_as_text, write_batches
@@ -74,10 +74,9 @@ def write_export(
     ``folder`` must not be there, or be empty.
 
     Raises:
-        ConfigError: The folder has files, cannot be written, or is in a scored log.
+        ConfigError: The folder has files, or cannot be written.
         ScoredLogError: The store cannot be read.
     """
-    require_outside_logs(folder / ROWS)
     rows = _Rows(store, query, now_ms)
     try:
         folder.mkdir(parents=True, exist_ok=True)
