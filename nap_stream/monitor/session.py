@@ -19,7 +19,7 @@ import ray
 import structlog
 from ray.exceptions import RayError
 
-from nap_stream.clock import Clock, Deadline
+from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import ReloadError, WorkerError
 from nap_stream.monitor.fleet import Node, Repeated
 from nap_stream.monitor.mailbox import Answer, ReloadRequest, await_answer
@@ -36,6 +36,8 @@ COORDINATOR = "nap-stream-coordinator-"
 GONE_WITHIN_S, GONE_EVERY_S, GONE_QUIETLY_S = 60.0, 0.05, 2.0
 """How long a coordinator that is ended keeps name and port at most, how often one looks, and from
 when on it is told."""
+HEAD_WITHIN_S, HEAD_EVERY_S = 30.0, 2.0
+"""How long a head of Ray may take to come up, and how often one looks."""
 CONNECT_S = 1.0
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
@@ -64,9 +66,14 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
         yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    by_default = {
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    }
     with noted_signals() as signals:
         _connect(address, cpus)
-        lost = signals()
+        lost = signals() & by_default
     try:
         _require_none(lost)
         yield not address
@@ -105,43 +112,60 @@ def _connect(address: str | None, cpus: int) -> None:
 
 
 def _require_head(address: str) -> None:
-    """Refuse an address at which no head of Ray is, where it is one of a host and a port.
+    """Wait for a head of Ray at an address of a host and a port, as for one that comes up again.
 
-    Ray itself would ask it for 100 s, and heed no signal meanwhile.
+    Ray itself would ask for 100 s, say nothing, and heed no signal meanwhile.
 
     Raises:
-        WorkerError: Nobody listens there, or somebody else does.
+        WorkerError: Nobody listens there for a while, or somebody else does.
     """
     place = address.removeprefix("ray://")
     host, _, port = place.rpartition(":")
     if "://" not in place and not (host and port.isdecimal()):
         return
-    problem = "it is no head's" if "://" in place else _not_head(host.strip("[]"), int(port))
-    if problem is not None:
-        raise WorkerError(
-            f"cannot connect to Ray: {problem}",
-            f"address {address}",
-            "Check --address or RAY_ADDRESS, the head's HOST:PORT (6379 unless it was started with "
-            "another; 8265 is its dashboard's), and that `ray status` answers there",
+    clock = SystemClock()
+    deadline = Deadline(clock, HEAD_WITHIN_S)
+    while True:
+        try:
+            is_head = "://" not in place and _is_head(host.strip("[]"), int(port))
+            problem = "what listens there is no head of Ray"
+        except (UnicodeError, OverflowError) as error:
+            is_head, problem = False, str(error)
+        except OSError as error:
+            is_head, problem = None, (error.strerror or str(error)).lower()
+        if is_head:
+            return
+        if is_head is False or deadline.expired():
+            raise WorkerError(
+                f"cannot connect to Ray: {problem}",
+                f"address {address}",
+                "Check --address or RAY_ADDRESS, the head's HOST:PORT (6379 unless it was started "
+                "with another; 8265 is its dashboard's), and that `ray status` answers there",
+            )
+        seconds_left = round(deadline.remaining_s(), 1)
+        structlog.get_logger().warning(
+            "waiting_for_ray", address=address, cause=problem, seconds_left=seconds_left
         )
+        clock.sleep(HEAD_EVERY_S)
 
 
-def _not_head(host: str, port: int) -> str | None:
-    """Why nobody who speaks gRPC is there, or None; whoever speaks TLS counts, where Ray does.
+def _is_head(host: str, port: int) -> bool:
+    """Whether somebody there speaks gRPC; whoever speaks TLS counts, where Ray does.
 
-    A head that only takes long is left to Ray, which is more patient.
+    A head that only takes long to answer is left to Ray, which is more patient.
+
+    Raises:
+        OSError: Nobody is there.
     """
-    is_head = True
-    try:
-        with socket.create_connection((host, port), ANSWER_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
-                return None
-            connection.sendall(_HTTP2_GREETING)
-            with suppress(TimeoutError):
-                is_head = connection.recv(_HTTP2_FRAME)[3:4] == _HTTP2_SETTINGS
-    except (OSError, UnicodeError, OverflowError) as error:
-        return (getattr(error, "strerror", None) or str(error)).lower()
-    return None if is_head else "what listens there is no head of Ray"
+    with socket.create_connection((host, port), ANSWER_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
+            return True
+        connection.sendall(_HTTP2_GREETING)
+        try:
+            with connection.makefile("rb") as answer:
+                return answer.read(_HTTP2_FRAME)[3:4] == _HTTP2_SETTINGS
+        except TimeoutError:
+            return True
 
 
 def _require_none(signals: set[int]) -> None:

@@ -6,6 +6,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +34,7 @@ from nap_stream.monitor.session import (
 from nap_stream.settings.schema import Settings
 from tests.e2e.on_ray import ray_up
 from tests.support.leftovers import short_folder
+from tests.support.ports import free_port
 from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
@@ -402,7 +405,7 @@ def test_a_session_within_a_session_leaves_ray_running() -> None:
         (None, "The current node timed out during startup.", "did not start", "Start again"),
         (None, "No space left on device", "did not start", "room and the right to write"),
         ("auto", "nobody answers", "cannot connect to Ray", "--address"),
-        ("http://10.0.0.1:8265", "no head's", "cannot connect to Ray", "--address"),
+        ("http://10.0.0.1:8265", "no head of Ray", "cannot connect to Ray", "--address"),
     ],
 )
 def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
@@ -427,37 +430,84 @@ def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
     )
 
 
-@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-def test_an_address_of_no_head_is_told_at_once(
-    answer: bytes | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of nobody, of a port that hangs up, and of a dashboard."""
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses at which Ray is begun, which it only seems to be."""
+    begun: list[str] = []
+
+    def init(*, address: str) -> None:
+        begun.append(address)
+
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "HEAD_EVERY_S", 0.01)
+    return begun
+
+
+@contextmanager
+def answering(answer: bytes, port: int = 0) -> Iterator[str]:
+    """Somebody who answers one connection; their address."""
+    with socket.create_server(("127.0.0.1", port)) as server, ThreadPoolExecutor(1) as pool:
 
         def serve() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(1000)
-                connection.sendall(answer or b"")
+                connection.sendall(answer)
 
-        serving = threading.Thread(target=serve, daemon=True)
-        if answer is None:
-            server.close()
-        else:
-            serving.start()
-        with pytest.raises(WorkerError, match="connect to Ray") as caught, ray_session(address, 1):
-            pass
-    assert caught.value.where == f"address {address}"
-    assert ("refused" in caught.value.problem) == (answer is None)
+        serving = pool.submit(serve)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        serving.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\0\0", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_somebody_else_at_the_heads_address_is_told_at_once(
+    answer: bytes, no_ray: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "ANSWER_S", PATIENCE_S)
+    with (
+        answering(answer) as address,
+        pytest.raises(WorkerError, match="is no head of Ray") as caught,
+        ray_session(address, 1),
+    ):
+        pass
+    assert (caught.value.where, no_ray) == (f"address {address}", [])
     assert "8265" in caught.value.action
+
+
+def test_a_head_that_comes_up_is_waited_for_and_said_so(
+    no_ray: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HEAD_WITHIN_S", PATIENCE_S)
+    port = free_port()
+    with capture_logs() as told, ThreadPoolExecutor(1) as pool:
+
+        def begin() -> None:
+            with ray_session(f"127.0.0.1:{port}", 1):
+                pass
+
+        beginning = pool.submit(begin)
+        wait_until(lambda: any(log["event"] == "waiting_for_ray" for log in told), "the word of it")
+        with answering(b"\0\0\6\4\0\0\0\0\0", port):
+            beginning.result(PATIENCE_S)
+    assert no_ray == [f"127.0.0.1:{port}"]
+    assert "refused" in told[0]["cause"]
+
+
+def test_a_head_that_does_not_come_up_is_told(
+    no_ray: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HEAD_WITHIN_S", 0.0)
+    with pytest.raises(WorkerError, match="refused"), ray_session(f"127.0.0.1:{free_port()}", 1):
+        pass
+    assert no_ray == []
 
 
 def test_a_head_that_takes_long_to_answer_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "ANSWER_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert session._not_head("127.0.0.1", server.getsockname()[1]) is None
+        assert session._is_head("127.0.0.1", server.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -468,6 +518,8 @@ def test_a_signal_that_ray_loses_while_it_starts_ends_the_program(
 ) -> None:
     """Ray's handlers raise, and what is raised in a destructor is gone."""
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def losing(**_options: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
@@ -477,6 +529,7 @@ def test_a_signal_that_ray_loses_while_it_starts_ends_the_program(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", losing)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     try:
         with pytest.raises(end), ray_session("auto", 1):
             pytest.fail("the run goes on")
