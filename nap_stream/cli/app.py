@@ -154,7 +154,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _NOT_WRITTEN or error.filename is not None:
             raise
-        _tell(f"standard output: cannot write: {error.strerror}")
+        # Parquet goes through a temporary file, where a position can be told.
+        _tell(f"standard output or a temporary file: cannot write: {error.strerror}")
         sys.exit(EXIT_FAILED)
 
 

@@ -102,7 +102,7 @@ KeySecretOption = Annotated[
 ]
 
 _AGO = re.compile(r"^(\d+)([smhd])$")
-_ISO = re.compile(r"\d{4}(?:-?\d\d-?\d\d|-?W\d\d(?:-?\d)?)(?:[T ].+)?", re.ASCII)
+_ISO = re.compile(r"\d{4}(?:-?\d\d-?\d\d|-?W\d\d(?:-?\d)?)(?:[Tt ].+)?", re.ASCII)
 """Python takes any character for the T, and the zone behind a day for a time of it."""
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

@@ -492,7 +492,8 @@ def test_a_full_disk_and_a_reader_that_is_gone_are_no_defects(
     program = [sys.executable, "-m", "nap_stream", *command, "--log", str(log)]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, check=False)
-    problem = b"error: standard output: cannot write: No space left on device\n"
+    where = b"standard output or a temporary file"
+    problem = b"error: " + where + b": cannot write: No space left on device\n"
     assert (ended.returncode, ended.stderr) == (1, problem)
     reader, writer = os.pipe()
     os.close(reader)
