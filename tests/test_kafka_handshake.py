@@ -1,11 +1,11 @@
-"""TLS that fails says how, at once, against a real broker's listeners."""
+"""TLS or a login that fails says how, at once, against a real broker's listeners."""
 
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,8 @@ from tests.support.certificates import Authority, self_signed
 from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
-LISTENERS = ("GOOD", "MUTUAL", "EXPIRED", "ELSEWHERE", "SOON")
+PLAIN_MODULE = "org.apache.kafka.common.security.plain.PlainLoginModule"
+LISTENERS = ("GOOD", "MUTUAL", "EXPIRED", "ELSEWHERE", "SOON", "LOGIN")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def tls(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "EXPIRED": authority.issue("expired", days=-1),
         "ELSEWHERE": authority.issue("elsewhere", host="kafka.example"),
         "SOON": authority.issue("soon", days=7.5),
+        "LOGIN": authority.issue("login"),
     }
     ports = {name: free_port() for name in LISTENERS}
-    protocols = ",".join(f"{name}:SSL" for name in LISTENERS)
+    protocols = ",".join(f"{name}:{'SASL_SSL' if name == 'LOGIN' else 'SSL'}" for name in LISTENERS)
     own = ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
     usual = "PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}"
     usual_protocols = "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"
@@ -69,6 +71,7 @@ def tls(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "ssl.truststore.type=PEM",
         f"ssl.truststore.location={authority.file}",
         "listener.name.mutual.ssl.client.auth=required",
+        f"listener.name.login.plain.sasl.jaas.config={PLAIN_MODULE} required;",
     ]
     lines += [
         f"listener.name.{name.lower()}.ssl.keystore.location={file}"
@@ -145,6 +148,8 @@ def test_what_is_wrong_with_tls_is_said_at_once(tls: TlsBroker) -> None:
     said("which ended on", "MUTUAL", ssl_certfile=tls.expired, ssl_keyfile=tls.expired)
     error = said("speaks Kafka without TLS", "PLAIN", security_protocol="SASL_SSL", **sasl)
     assert "to SASL_PLAINTEXT" in error.action
+    error = said("it wants a login (PLAIN), and kafka.security_protocol is SSL", "LOGIN")
+    assert "to SASL_SSL" in error.action
 
 
 @pytest.mark.kafka
@@ -191,6 +196,12 @@ def test_who_may_log_in_is_asked_before_the_client_is(apache_kafka: ApacheKafka)
     error = require_said_at_once(login(apache_kafka.bootstrap), "it takes no login, and")
     assert "set it to PLAINTEXT" in error.action
     assert greet(login(apache_kafka.sasl_bootstrap), 30) == ()
+
+
+def test_each_broker_lets_in_where_no_login_is_set(broker: str) -> None:
+    """The embedded one says of `SaslHandshake` what one says that wants a login."""
+    settings = KafkaSettings(bootstrap_servers=(broker,), topic="images")
+    assert greet(settings, PATIENCE_S) == ()
 
 
 @pytest.fixture
@@ -257,21 +268,128 @@ def test_what_is_no_broker_is_told_within_the_time(protocol: Any, answer: bytes 
     assert "127.0.0.1:" in caught.value.problem
 
 
-# Kafka's answers: to ApiVersions, and to SaslHandshake, in drops, cut short or of nobody's making.
-_VERSIONS = struct.pack(">iihi", 10, 1, 0, 0)
+_WELL = struct.pack(">iihi", 10, 1, 0, 0)
+"""Kafka's answer to ApiVersions, or to SaslHandshake where there are no mechanisms."""
+_METADATA, _SASL_HANDSHAKE, _API_VERSIONS = 3, 17, 18
+
+
+def _mechanisms(*names: bytes, code: int = 33) -> bytes:
+    """Kafka's answer to SaslHandshake."""
+    body = struct.pack(">hi", code, len(names))
+    body += b"".join(struct.pack(">H", len(name)) + name for name in names)
+    return struct.pack(">ii", len(body) + 4, 1) + body
+
+
+@contextmanager
+def answering(answers: Mapping[int, bytes | None], drop_s: float = 0.0) -> Iterator[KafkaSettings]:
+    """A server that answers requests by their API key: nothing for None, and hangs up without.
+
+    Where ``drop_s`` is not 0, each byte takes that many seconds.
+    """
+
+    def serve() -> None:
+        with ExitStack() as kept, suppress(OSError):
+            while True:
+                connection = kept.enter_context(server.accept()[0])
+                requests = kept.enter_context(connection.makefile("rb"))
+                with suppress(OSError):
+                    while len(head := requests.read(8)) == 8:
+                        size, key, _ = struct.unpack(">ihh", head)
+                        requests.read(size - 4)
+                        if key not in answers:
+                            connection.shutdown(socket.SHUT_RDWR)
+                        elif (answer := answers[key]) is None:
+                            break
+                        else:
+                            size = 1 if drop_s else len(answer)
+                            for at in range(0, len(answer), size):
+                                time.sleep(drop_s)
+                                connection.sendall(answer[at : at + size])
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield KafkaSettings(
+            bootstrap_servers=(f"127.0.0.1:{server.getsockname()[1]}",), topic="images"
+        )
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE_S)
+
+
+def as_login(settings: KafkaSettings) -> KafkaSettings:
+    return login(settings.bootstrap_servers[0])
 
 
 @pytest.mark.parametrize(
-    "second",
-    [b"", b"\xff" * 40, struct.pack(">iihi", 10, 1, 0, 2**31 - 1), struct.pack(">ii", 2**19, 1)],
+    "said",
+    [
+        b"\xff" * 40,
+        struct.pack(">iihi", 10, 1, 0, 2**31 - 1),
+        struct.pack(">ii", 2**19, 1),
+        None,
+    ],
 )
-def test_what_does_not_tell_who_may_log_in_is_left_to_the_client(second: bytes) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        serving = threading.Thread(target=_serve, args=(server, _VERSIONS + second), daemon=True)
-        serving.start()
-        assert greet(login(f"127.0.0.1:{server.getsockname()[1]}"), 0.5) == ()
-        server.shutdown(socket.SHUT_RDWR)
-        serving.join(PATIENCE_S)
+def test_what_does_not_tell_who_may_log_in_is_left_to_the_client(said: bytes | None) -> None:
+    with answering({_API_VERSIONS: _WELL, _SASL_HANDSHAKE: said}) as settings:
+        assert greet(settings, 0.5) == ()
+        assert greet(as_login(settings), 0.5) == ()
+
+
+@pytest.mark.parametrize("login_is", [{}, {_SASL_HANDSHAKE: _mechanisms(b"PLAIN")}])
+@pytest.mark.parametrize("answer", [_WELL, b"\xff" * 40])
+def test_a_broker_that_answers_strangers_wants_no_login(
+    answer: bytes, login_is: Mapping[int, bytes]
+) -> None:
+    """Whatever it says of logins: those that a proxy passes on, or that a certificate spares."""
+    with answering({_API_VERSIONS: _WELL, _METADATA: answer, **login_is}) as settings:
+        assert greet(settings, PATIENCE_S) == ()
+
+
+def test_a_broker_that_stalls_is_away_and_never_refused() -> None:
+    answers = {_API_VERSIONS: _WELL, _SASL_HANDSHAKE: _mechanisms(b"PLAIN"), _METADATA: None}
+    with (
+        answering(answers) as settings,
+        pytest.raises(BrokerUnavailableError, match="does not answer") as caught,
+    ):
+        greet(settings, 0.3)
+    assert caught.value.retriable
+
+
+def test_a_listener_that_hangs_up_on_strangers_wants_a_login_only_if_it_says_so() -> None:
+    for code in (0, 33):
+        answers = {_API_VERSIONS: _WELL, _SASL_HANDSHAKE: _mechanisms(b"SCRAM-X", code=code)}
+        with (
+            answering(answers) as settings,
+            pytest.raises(BrokerError, match=r"it wants a login \(SCRAM-X\)") as caught,
+        ):
+            greet(settings, PATIENCE_S)
+        assert not caught.value.retriable
+    for answer in (_mechanisms(b"PLAIN", code=34), _mechanisms()):
+        with answering({_API_VERSIONS: _WELL, _SASL_HANDSHAKE: answer}) as settings:
+            assert greet(settings, PATIENCE_S) == ()
+
+
+def test_names_of_mechanisms_from_anybody_are_cut() -> None:
+    long = _mechanisms(*[b"\x1b" * 60_000] * 8)
+    many = _mechanisms(*[b"A"] * 200_000)
+    for answer, length, end in ((long, 1_500, r"\x1b"), (many, 200, "and 24 more")):
+        with answering({_API_VERSIONS: _WELL, _SASL_HANDSHAKE: answer}) as settings:
+            for each in (settings, as_login(settings)):
+                with pytest.raises(BrokerError) as caught:
+                    greet(each, PATIENCE_S)
+                assert end in caught.value.problem
+                assert len(caught.value.problem) < length
+                assert caught.value.problem.isprintable()
+
+
+def test_answers_in_drops_have_one_time_for_all() -> None:
+    """Each head and each body would come within the time."""
+    answers = {_API_VERSIONS: _WELL, _METADATA: _WELL}
+    with (
+        answering(answers, drop_s=0.05) as settings,
+        pytest.raises(BrokerUnavailableError, match="does not answer"),
+    ):
+        greet(settings, 0.6)
 
 
 def test_a_name_that_no_host_can_have_is_told() -> None:

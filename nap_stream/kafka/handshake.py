@@ -1,8 +1,9 @@
 """What a broker's port speaks, and what is wrong with its TLS, asked before the client is.
 
 kafka-python says of every failed handshake that no broker answered, when its time is up. Here one
-connection asks for `ApiVersions`, which brokers answer to anybody, and by `SaslHandshake` who may
-log in how. What goes wrong has a name.
+connection asks for `ApiVersions`, which brokers answer to anybody, and then what the client asks:
+who may log in how (`SaslHandshake`) or, without a login, for `Metadata`. What goes wrong has a
+name.
 """
 
 import re
@@ -22,8 +23,9 @@ from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.text import listed, printable
 
-_API_VERSIONS, _SASL_HANDSHAKE = (18, 0), (17, 1)
+_API_VERSIONS, _SASL_HANDSHAKE, _METADATA = (18, 0), (17, 1), (3, 1)
 """API keys and versions of Kafka's protocol."""
+_NO_TOPICS = struct.pack(">i", 0)
 _REQUEST = struct.Struct(">ihhih")
 """Size, API key and version, correlation id, and no client id."""
 _HEAD = struct.Struct(">ii")
@@ -31,9 +33,11 @@ _SIZE = 4
 """Bytes of a size, which does not count itself, and of a correlation id."""
 _HANDSHAKE = struct.Struct(">hi")
 """Error code, and how many mechanisms follow, each a string."""
-_WELL, _NO_LOGIN_HERE, _NOT_THIS_MECHANISM = b"\0\0", 34, 33
-"""Error codes; the first one as it comes."""
+_WELL, _NO_LOGIN_HERE, _NOT_THIS_MECHANISM = 0, 34, 33
+"""Error codes."""
 _LARGEST_ANSWER = 2**20
+_MOST_MECHANISMS, _LONGEST_MECHANISM = 32, 40
+"""That are read of an answer, and characters of each. Nobody knows yet who answers."""
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 _EXPIRED, _NOT_YET = 10, 9
 _OTHER_HOST = {62, 64}
@@ -62,7 +66,7 @@ class Certificate:
 def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
     """Ask the brokers of ``bootstrap_servers`` in turn, until one answers as the settings expect.
 
-    Each attempt takes ``timeout_s`` seconds at most.
+    Each may take ``timeout_s`` seconds, without the time in which the system looks its name up.
 
     Returns:
         The certificates that took part: the broker's and the client's. None without TLS.
@@ -76,12 +80,12 @@ def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
     own = () if context is None else _own(settings)
     failures: list[BrokerError] = []
     for server in settings.bootstrap_servers:
-        listener = _Listener(server, settings, timeout_s)
+        listener = _Listener(server, settings, context, Deadline(SystemClock(), timeout_s))
         try:
             if context is None:
                 _greet_plainly(listener)
                 return ()
-            return (_greet_by_tls(listener, context), *own)
+            return (_greet_by_tls(listener), *own)
         except TimeoutError:
             failures.append(listener.away("does not answer"))
         except BrokerError as error:
@@ -98,11 +102,13 @@ def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """A broker's address, and what is expected of it."""
+    """A broker's address, what is expected of it, and until when all that is asked of it takes."""
 
     server: str
     settings: KafkaSettings
-    timeout_s: float
+    context: ssl.SSLContext | None
+    """None where it is expected to speak no TLS."""
+    deadline: Deadline
 
     @property
     def host(self) -> str:
@@ -110,15 +116,49 @@ class _Listener:
 
     @contextmanager
     def connected(self) -> Iterator[socket.socket]:
-        address = (self.host, int(self.server.rpartition(":")[2]))
         try:
-            connection = socket.create_connection(address, self.timeout_s)
+            connection = self._connection()
         except OSError as error:
             raise self.away((error.strerror or str(error)).lower() or "no answer") from error
         except UnicodeError as error:
             raise self.away(f"no name of a host ({error})") from error
         with connection:
             yield connection
+
+    def _connection(self) -> socket.socket:
+        """A connection to the first of the host's addresses that takes one."""
+        port = int(self.server.rpartition(":")[2])
+        found = socket.getaddrinfo(self.host, port, type=socket.SOCK_STREAM)
+        problem = OSError("no address")
+        for tried, (*_, address) in enumerate(found):
+            try:
+                # One that is silent leaves time for those behind it.
+                share_s = self.left_s() / (len(found) - tried)
+                return socket.create_connection((str(address[0]), port), share_s)
+            except OSError as error:
+                problem = error
+        raise problem
+
+    def left_s(self) -> float:
+        """Seconds that a wait may take.
+
+        Raises:
+            TimeoutError: None are left.
+        """
+        left = self.deadline.remaining_s()
+        if left == 0.0:
+            raise TimeoutError("timed out")
+        return left
+
+    @contextmanager
+    def secured(self, connection: socket.socket) -> Iterator[socket.socket]:
+        """The connection by TLS, where the settings have it."""
+        if self.context is None:
+            yield connection
+            return
+        connection.settimeout(self.left_s())
+        with self.context.wrap_socket(connection, server_hostname=self.host) as wrapped:
+            yield wrapped
 
     def away(self, problem: str) -> BrokerUnavailableError:
         return BrokerUnavailableError(
@@ -134,7 +174,7 @@ class _Listener:
 def _greet_plainly(listener: _Listener) -> None:
     with listener.connected() as connection:
         try:
-            if _answers(connection):
+            if _answers(connection, listener):
                 _require_login(connection, listener)
                 return
         except ConnectionError:
@@ -149,13 +189,14 @@ def _greet_plainly(listener: _Listener) -> None:
     raise listener.away("it hangs up, or does not speak Kafka")
 
 
-def _greet_by_tls(listener: _Listener, context: ssl.SSLContext) -> Certificate:
+def _greet_by_tls(listener: _Listener) -> Certificate:
     with listener.connected() as connection:
         try:
-            with context.wrap_socket(connection, server_hostname=listener.host) as wrapped:
+            with listener.secured(connection) as wrapped:
+                assert isinstance(wrapped, ssl.SSLSocket), "the listener has a context"
                 certificate = _described(wrapped.getpeercert(binary_form=True), listener.server)
                 # In TLS 1.3 a broker refuses a client's certificate only after the handshake.
-                if _answers(wrapped):
+                if _answers(wrapped, listener):
                     _require_login(wrapped, listener)
                     return certificate
         except ssl.SSLCertVerificationError as error:
@@ -165,7 +206,7 @@ def _greet_by_tls(listener: _Listener, context: ssl.SSLContext) -> Certificate:
     raise listener.away("it hangs up after the TLS handshake, or does not speak Kafka")
 
 
-def _answers(connection: socket.socket) -> bool:
+def _answers(connection: socket.socket, listener: _Listener) -> bool:
     """Whether Kafka's answer comes; a connection that ends before is none.
 
     Raises:
@@ -173,88 +214,126 @@ def _answers(connection: socket.socket) -> bool:
         ConnectionError: The peer hangs up hard.
         TimeoutError: Nothing comes.
     """
-    return _ask(connection, _API_VERSIONS) is not None
+    return _ask(connection, listener, _API_VERSIONS) is not None
 
 
 def _require_login(connection: socket.socket, listener: _Listener) -> None:
     """Refuse a listener that wants a login that the settings have not, or has none that they have.
 
     What answers otherwise than Apache Kafka is left to the client.
+
+    Raises:
+        TimeoutError: It does not answer what the client would ask.
     """
     settings = listener.settings
-    wanted = settings.sasl_mechanism if settings.security_protocol.startswith("SASL") else None
-    # Amazon's signer makes tokens for that mechanism.
-    name = "OAUTHBEARER" if wanted == "AWS_MSK_IAM" else wanted or "PLAIN"
-    said = None
-    with suppress(OSError):
-        body = struct.pack(">h", len(name)) + name.encode()
-        said = _handshake(_ask(connection, _SASL_HANDSHAKE, body))
-    if said is None:
+    if not settings.security_protocol.startswith("SASL"):
+        if _hangs_up_on_strangers(connection, listener):
+            _refuse_where_it_logs_in(listener)
         return
-    code, mechanisms = said
-    has = printable(listed(mechanisms, 8)) or "nothing that is known"
-    if wanted is not None and code == _NO_LOGIN_HERE:
+    wanted = settings.sasl_mechanism or ""
+    # Amazon's signer makes tokens for that mechanism.
+    name = "OAUTHBEARER" if wanted == "AWS_MSK_IAM" else wanted
+    code, mechanisms = _mechanisms(connection, listener, name)
+    if code == _NO_LOGIN_HERE:
         raise listener.refused(
             f"it takes no login, and kafka.security_protocol is {settings.security_protocol}",
             "Name a listener with SASL, or set it to "
             + ("SSL" if settings.security_protocol == "SASL_SSL" else "PLAINTEXT"),
         )
-    if wanted is not None and code == _NOT_THIS_MECHANISM:
+    if code == _NOT_THIS_MECHANISM:
         raise listener.refused(
-            f"it has not switched on {wanted}, but {has}",
+            f"it has not switched on {wanted}, but {_told(mechanisms)}",
             "Set kafka.sasl_mechanism to one that the listener has",
         )
-    if wanted is None and code in (0, _NOT_THIS_MECHANISM) and not _still_answers(connection):
-        raise listener.refused(
-            f"it wants a login ({has}), and kafka.security_protocol is "
-            f"{settings.security_protocol}",
-            "Set it to "
-            + ("SASL_SSL" if settings.security_protocol == "SSL" else "SASL_PLAINTEXT")
-            + ", with kafka.sasl_mechanism and what it needs, or name a listener without a login",
-        )
 
 
-def _still_answers(connection: socket.socket) -> bool:
-    """Whether somebody who has not logged in is answered once a login was begun."""
-    with suppress(OSError):
-        # Apache Kafka answers with an error, and hangs up.
-        return (_ask(connection, _API_VERSIONS) or b"").startswith(_WELL)
-    return False
+def _hangs_up_on_strangers(connection: socket.socket, listener: _Listener) -> bool:
+    """Whether the connection ends at what the client asks first; any answer will do.
 
+    Only this tells: proxies that log in behind themselves, and listeners that take a certificate
+    for a login, may well answer `SaslHandshake`.
 
-def _handshake(answer: bytes | None) -> tuple[int, list[str]] | None:
-    """The error code and the mechanisms of a listener; None where it is no such answer."""
+    Raises:
+        TimeoutError: It does neither.
+    """
     try:
-        code, count = _HANDSHAKE.unpack_from(answer or b"")
-        rest, names = (answer or b"")[_HANDSHAKE.size :], []
-        for _ in range(count):
-            (size,) = struct.unpack_from(">H", rest)
-            names.append(rest[2 : 2 + size].decode("ascii", "replace"))
-            rest = rest[2 + size :]
-    except struct.error:
-        return None
+        _send(connection, listener, _METADATA, _NO_TOPICS)
+        return _received(connection, listener, _HEAD.size) is None
+    except TimeoutError:
+        raise
+    except OSError:
+        return True
+
+
+def _refuse_where_it_logs_in(listener: _Listener) -> None:
+    with suppress(OSError, BrokerUnavailableError), listener.connected() as connection:
+        with listener.secured(connection) as secured:
+            code, mechanisms = _mechanisms(secured, listener, "PLAIN")
+        if code in (_WELL, _NOT_THIS_MECHANISM) and mechanisms:
+            protocol = listener.settings.security_protocol
+            raise listener.refused(
+                f"it wants a login ({_told(mechanisms)}), and kafka.security_protocol is "
+                f"{protocol}",
+                f"Set it to {'SASL_SSL' if protocol == 'SSL' else 'SASL_PLAINTEXT'}, with "
+                "kafka.sasl_mechanism and what it needs, or name a listener without a login",
+            )
+
+
+def _told(mechanisms: list[str]) -> str:
+    return printable(listed(mechanisms, 8)) or "nothing that is known"
+
+
+def _mechanisms(
+    connection: socket.socket, listener: _Listener, name: str
+) -> tuple[int | None, list[str]]:
+    """The error code for the mechanism of that name, and those that there are.
+
+    No code where no answer comes, or something else.
+    """
+    body, names = struct.pack(">h", len(name)) + name.encode(), []
+    try:
+        answer = _ask(connection, listener, _SASL_HANDSHAKE, body) or b""
+        code, count = _HANDSHAKE.unpack_from(answer)
+        at = _HANDSHAKE.size
+        for _ in range(min(count, _MOST_MECHANISMS)):
+            (size,) = struct.unpack_from(">H", answer, at)
+            at += 2
+            names.append(answer[at : at + min(size, _LONGEST_MECHANISM)].decode("ascii", "replace"))
+            at += size
+    except (OSError, struct.error):
+        return None, []
     return code, names
 
 
-def _ask(connection: socket.socket, api: tuple[int, int], body: bytes = b"") -> bytes | None:
-    """What Kafka answers, without its head; None where something else comes, or the end."""
+def _send(
+    connection: socket.socket, listener: _Listener, api: tuple[int, int], body: bytes
+) -> None:
+    connection.settimeout(listener.left_s())
     connection.sendall(_REQUEST.pack(_REQUEST.size - _SIZE + len(body), *api, 1, -1) + body)
-    size, correlation_id = _HEAD.unpack(_received(connection, _HEAD.size) or bytes(_HEAD.size))
+
+
+def _ask(
+    connection: socket.socket, listener: _Listener, api: tuple[int, int], body: bytes = b""
+) -> bytes | None:
+    """What Kafka answers, without its head; None where something else comes, or the end."""
+    _send(connection, listener, api, body)
+    head = _received(connection, listener, _HEAD.size)
+    size, correlation_id = _HEAD.unpack(head or bytes(_HEAD.size))
     if not _SIZE < size < _LARGEST_ANSWER or correlation_id != 1:
         return None
-    return _received(connection, size - _SIZE)
+    return _received(connection, listener, size - _SIZE)
 
 
-def _received(connection: socket.socket, size: int) -> bytes | None:
-    deadline, data = Deadline(SystemClock(), connection.gettimeout() or 0.0), b""
+def _received(connection: socket.socket, listener: _Listener, size: int) -> bytes | None:
+    data = bytearray()
     while len(data) < size:
-        if deadline.expired():  # what comes in drops is no answer
-            raise TimeoutError
+        # What comes in drops has no more time than the rest.
+        connection.settimeout(listener.left_s())
         piece = connection.recv(size - len(data))
         if not piece:
             return None
         data += piece
-    return data
+    return bytes(data)
 
 
 def _speaks_tls(listener: _Listener) -> bool:
@@ -263,6 +342,7 @@ def _speaks_tls(listener: _Listener) -> bool:
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     try:
         with listener.connected() as connection:
+            connection.settimeout(listener.left_s())
             unverified.wrap_socket(connection).close()
     except ssl.SSLError as error:
         # An alert is TLS, too: the broker wants a certificate of the client.
@@ -276,7 +356,7 @@ def _no_tls(error: OSError, listener: _Listener) -> BrokerError:
     """Why the handshake ended: the port has no TLS, or the broker refuses the client."""
     settings = listener.settings
     with suppress(OSError, BrokerError), listener.connected() as connection:
-        if _answers(connection):
+        if _answers(connection, listener):
             protocol = settings.security_protocol
             return listener.refused(
                 f"it speaks Kafka without TLS, and kafka.security_protocol is {protocol}",
