@@ -362,6 +362,10 @@ def test_the_secret_is_read_anew_for_each_token(endpoint: HttpReceiver, tmp_path
         ),
         ({"bootstrap_servers": "broker:99092"}, "a port is a number from 1 to 65535, got 99092"),
         ({"bootstrap_servers": "kafka://broker:9092"}, "expected host:port"),
+        ({"bootstrap_servers": "b\n:9092"}, r"expected host:port, got 'b\\n:9092'"),
+        ({"bootstrap_servers": "b\u2003c:9092"}, "expected host:port"),
+        ({"bootstrap_servers": "b\0:9092"}, "expected host:port"),
+        ({"bootstrap_servers": "b:٩٠٩٢"}, "expected host:port"),
     ],
 )
 def test_settings_that_are_not_whole_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -378,10 +378,20 @@ def test_a_masked_address_must_be_filled_in_again(write: Write) -> None:
     ) == load_settings(write(WEBHOOK.format("https://host/hush")), {})
 
 
-@pytest.mark.parametrize("root", ["S3:/bucket/log", "s3:bucket", "s3a:/bucket", "https:/a.net/b"])
+@pytest.mark.parametrize(
+    "root",
+    ["S3:/bucket/log", "s3:bucket", "s3a:/bucket", "https:/a.net/b", "ABFSS:/c@a/b", "file:/tmp"],
+)
 def test_a_root_that_is_meant_for_a_store_is_no_folder(write: Write, root: str) -> None:
     problem = problem_of(write(MINIMAL), {"NAP_STREAM__LOG__ROOT": root})
     assert "key log.root: expected a path or s3://bucket/prefix" in problem
+
+
+@pytest.mark.parametrize("root", ["data:2026", "./data:2026", "./s3:bucket", "a/s3:/b", "s3"])
+def test_a_folder_may_have_a_colon_in_its_name(write: Write, root: str) -> None:
+    config = write(MINIMAL)
+    settings = load_settings(config, {"NAP_STREAM__LOG__ROOT": root})
+    assert settings.log.root == config.parent / root
 
 
 def test_a_user_and_a_password_in_an_address_are_not_shown(write: Write) -> None:

@@ -3,6 +3,7 @@
 `nap_stream.settings.load` reads them from YAML and the environment.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -144,9 +145,9 @@ class KafkaSettings(Section):
     @classmethod
     def _need_host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for server in value:
-            host, _, port = server.rpartition(":")
-            if not host or not port.isdecimal() or {*host} & {*"/ \t"}:
+            if not (server.isprintable() and re.fullmatch(r"[^/\s]+:[0-9]+", server)):
                 raise ValueError(f"expected host:port, got {server.rpartition('@')[2]!r}")
+            host, _, port = server.rpartition(":")
             if not 0 < int(port) <= LAST_PORT:
                 raise ValueError(f"a port is a number from 1 to {LAST_PORT}, got {port}")
             if "@" in host:
@@ -164,7 +165,7 @@ class KafkaSettings(Section):
             if mechanism or self.oauth:
                 raise ValueError(
                     f"sasl_mechanism and oauth need security_protocol SASL_SSL or SASL_PLAINTEXT, "
-                    f"and it is {self.security_protocol}"
+                    f"and it is {self.security_protocol}: change it, or set them to null"
                 )
             return self
         if mechanism == "OAUTHBEARER":
@@ -187,7 +188,7 @@ class KafkaSettings(Section):
         if given and not self.security_protocol.endswith("SSL"):
             raise ValueError(
                 f"{', '.join(given)} need security_protocol SSL or SASL_SSL, and it is "
-                f"{self.security_protocol}"
+                f"{self.security_protocol}: change it, or set them to null"
             )
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile, the certificate that it belongs to")

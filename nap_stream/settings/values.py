@@ -15,13 +15,17 @@ from pydantic import (
     ValidationInfo,
 )
 
-from nap_stream.clouds import forms, parsed
+from nap_stream.clouds import CLOUDS, forms, parsed
 from nap_stream.fetched import is_address, is_valid, shown
 from nap_stream.text import without_secrets
 
 USER_INFO = re.compile(r"://[^/?#\s]*@")
 """In an address: of whom it is, and perhaps with which password."""
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+_LIKE_A_STORE = re.compile(
+    f"(?:{'|'.join(CLOUDS)}|s3[an]|gcs|abfss?|wasbs?|https?|file):", re.IGNORECASE
+)
+"""How addresses begin, as in S3:/bucket or s3a:bucket. Any other colon may be a folder's."""
 MASKED = "**********"
 """What pydantic shows of a secret."""
 
@@ -65,8 +69,8 @@ def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
         path = _from_folder(Path(value), info)
         if is_address(path):
             return shown(path)
-        # S3:/bucket or s3:bucket would be a folder here, and gone with this machine.
-        if ":" in "".join(Path(value).parts[:1]):
+        # It would be a folder here, and gone with this machine.
+        if _LIKE_A_STORE.match(str(value)):
             raise _no_address("prefix")
         return path
     if parsed(str(value)) is None:
