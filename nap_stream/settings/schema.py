@@ -3,7 +3,6 @@
 `nap_stream.settings.load` reads them from YAML and the environment.
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -49,9 +48,10 @@ from nap_stream.settings.values import (
     Section,
     Sides,
     TopicName,
+    is_unset,
+    require_server,
 )
 
-LAST_PORT = 65_535
 EVERY_KEY = {"every_key": True}
 """The context in which settings are dumped whole, for people."""
 _KEYS_OF_ELSEWHERE = frozenset(
@@ -59,7 +59,6 @@ _KEYS_OF_ELSEWHERE = frozenset(
 )
 """Of a model that runs elsewhere. A path does no harm, and is there by default."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
-
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 CompileMode = Literal["off", "default", "max-autotune"]
@@ -145,14 +144,7 @@ class KafkaSettings(Section):
     @classmethod
     def _need_host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for server in value:
-            if not (server.isprintable() and re.fullmatch(r"[^/\s]+:[0-9]+", server)):
-                raise ValueError(f"expected host:port, got {server.rpartition('@')[2]!r}")
-            host, _, port = server.rpartition(":")
-            if not 0 < int(port) <= LAST_PORT:
-                raise ValueError(f"a port is a number from 1 to {LAST_PORT}, got {port}")
-            if "@" in host:
-                shown = server.rpartition("@")[2]
-                raise ValueError(f"expected host:port without a user, got {shown!r}")
+            require_server(server)
         if not value:
             raise ValueError("expected at least one host:port")
         return value
@@ -261,11 +253,6 @@ class PreprocessingSettings(Section):
         return self
 
 
-def _is_unset(value: object) -> bool:
-    """Whether it says nothing: null is how the environment takes back a key of the file."""
-    return value in (None, {}) or (isinstance(value, Section) and not value.model_fields_set)
-
-
 class ModelSettings(Section):
     """The classifier: a callable that builds it, its weights, its classes, its input."""
 
@@ -333,7 +320,7 @@ class ModelSettings(Section):
     def _a_factory_or_a_whole_model(self) -> Self:
         if self.elsewhere is not None:
             others = self.model_fields_set - _KEYS_OF_ELSEWHERE
-            if here := sorted(key for key in others if not _is_unset(getattr(self, key))):
+            if here := sorted(key for key in others if not is_unset(getattr(self, key))):
                 raise ValueError(
                     f"the model runs elsewhere, and {', '.join(here)} would say how it runs here: "
                     "leave out one or the other"

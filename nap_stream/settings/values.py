@@ -21,6 +21,7 @@ from nap_stream.text import without_secrets
 
 USER_INFO = re.compile(r"://[^/?#\s]*@")
 """In an address: of whom it is, and perhaps with which password."""
+_LAST_PORT = 65_535
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _LIKE_A_STORE = re.compile(
     f"(?:{'|'.join(CLOUDS)}|s3[an]|gcs|abfss?|wasbs?|https?|file):", re.IGNORECASE
@@ -137,6 +138,22 @@ LogRoot = Annotated[str | Path, AfterValidator(_log_root)]
 """The root of a scored log: a folder, or an address in an object store."""
 
 
+def require_server(server: str) -> None:
+    """Refuse what is no host:port; of a user and a password that stand before it none is shown.
+
+    Raises:
+        ValueError: See above.
+    """
+    host, _, port = server.rpartition(":")
+    shown_server = server.rpartition("@")[2]
+    if not (server.isprintable() and re.fullmatch(r"[^/\s]+:[0-9]+", server)):
+        raise ValueError(f"expected host:port, got {shown_server!r}")
+    if not 0 < int(port) <= _LAST_PORT:
+        raise ValueError(f"a port is a number from 1 to {_LAST_PORT}, got {port}")
+    if "@" in host:
+        raise ValueError(f"expected host:port without a user, got {shown_server!r}")
+
+
 def require_unread(address: str, what: str) -> None:
     """Refuse an address of HTTP to which ``what``, a secret, would go so that others can read it.
 
@@ -152,3 +169,8 @@ class Section(BaseModel):
     """Base of all sections: frozen; unknown keys are refused; docstrings describe the keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def is_unset(value: object) -> bool:
+    """Whether a setting says nothing: null is how the environment takes back a key of the file."""
+    return value in (None, {}) or (isinstance(value, Section) and not value.model_fields_set)
