@@ -407,7 +407,7 @@ def test_what_is_wrong_with_the_tls_of_a_store_is_said(
             server.socket = context.wrap_socket(server.socket, server_side=True)
         set_all(monkeypatch, s3.environment(f"https://127.0.0.1:{server.server_port}"))
         with pytest.raises(ScoredLogError, match=words):
-            ObjectStore(S3, limits=QUICK).read("a")
+            ObjectStore(S3, limits=PATIENT).read("a")
 
 
 @contextmanager
@@ -416,6 +416,8 @@ def http_server() -> Iterator[HTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         serving = threading.Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
-        yield server
-        server.shutdown()
-        serving.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            serving.join()

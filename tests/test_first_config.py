@@ -16,7 +16,7 @@ from nap_stream.settings.schema import KafkaSettings, ModelSettings, Preprocessi
 from tests.support.image_bytes import arrow_stream, encoded
 from tests.support.images import smooth_image
 from tests.support.outputs import some_outputs, stream_of
-from tests.support.topics import new_settings, settings_without_topic
+from tests.support.topics import PATIENT_PRODUCER, new_settings, settings_without_topic
 from tests.support.waiting import PATIENCE_S
 
 FACTORY = "tests.support.tiny_net:build"
@@ -25,7 +25,8 @@ Sent = tuple[bytes | None, bytes, list[tuple[str, bytes]]]
 
 
 def send(kafka: KafkaSettings, messages: Sequence[Sent]) -> None:
-    with closing(KafkaProducer(bootstrap_servers=list(kafka.bootstrap_servers))) as producer:
+    servers = list(kafka.bootstrap_servers)
+    with closing(KafkaProducer(bootstrap_servers=servers, **PATIENT_PRODUCER)) as producer:
         for key, value, headers in messages:
             sent = producer.send(kafka.topic, key=key, value=value, headers=headers)
             sent.get(timeout=PATIENCE_S)

@@ -241,7 +241,7 @@ class Coordinator:
         # What was delivered is no longer on its way.
         self._send(at_once=True, last_wait_s=max(LAST_ATTEMPT_S, deadline.remaining_s()))
 
-    def stopped(self, reason: str, timeout_s: float = LAST_WAIT_S) -> None:
+    def stopped(self, reason: str, timeout_s: float = math.inf) -> None:
         """Have the chain of events say that the run is over, and why; sign where chains end.
 
         Signing is waited for so long, but for `LAST_WAIT_S` at most; it is told where it was not.

@@ -54,7 +54,7 @@ from tests.support.shared_data import shared_data
 from tests.support.small_calibration import calibration_of, write_calibrated, write_images
 from tests.support.small_settings import CPU, load_small
 from tests.support.told import Told
-from tests.support.topics import new_settings
+from tests.support.topics import PATIENT_PRODUCER, new_settings
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.data
@@ -162,7 +162,8 @@ def send_all(kafka: KafkaSettings, made: Monitored, changed: Mapping[int, bytes]
     values = {offset: made.files[offset, 0] for offset in range(20)}
     values[20] = arrow_stream({"image": [made.files[20, index] for index in range(3)]})
     values[21] = b"no image"
-    with closing(KafkaProducer(bootstrap_servers=list(kafka.bootstrap_servers))) as producer:
+    servers = list(kafka.bootstrap_servers)
+    with closing(KafkaProducer(bootstrap_servers=servers, **PATIENT_PRODUCER)) as producer:
         for offset, value in sorted({**values, **changed}.items()):
             headers = list(ARROW_HEADERS) if offset == 20 else []
             sent = producer.send(kafka.topic, value=value, headers=headers)

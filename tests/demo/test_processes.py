@@ -23,7 +23,11 @@ from nap_stream.metrics import Metrics
 from nap_stream.records import Status, TopicPartition
 from nap_stream.settings.run import MetricsSettings
 from nap_stream.settings.schema import KafkaSettings
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
+
+
+def _connect(address: str) -> None:
+    connect(KafkaSettings(bootstrap_servers=(address,), topic="none", connect_timeout_s=PATIENCE_S))
 
 
 def is_open(address: str) -> bool:
@@ -36,7 +40,7 @@ def is_open(address: str) -> bool:
 @pytest.mark.embedded
 def test_answers_while_the_block_runs_and_is_gone_after_it() -> None:
     with embedded_broker() as address:
-        connect(KafkaSettings(bootstrap_servers=(address,), topic="none"))
+        _connect(address)
 
     assert not is_open(address)
 
@@ -71,7 +75,7 @@ def test_another_port_is_tried_where_one_is_taken(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(processes, "free_port", lambda: ports.pop(0))
 
         with embedded_broker() as address:
-            connect(KafkaSettings(bootstrap_servers=(address,), topic="none"))
+            _connect(address)
 
     assert not ports
 

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nap_stream.demo.produce import produce
 from nap_stream.kafka.client import create_topics
+from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.read import partitions, segments
 from nap_stream.scored_log.stores import SegmentStore, store_at
@@ -126,6 +127,30 @@ class Monitor:
         assert sum(ends.values()) == messages
         assert self.committed() == ends
 
+    def footers(self) -> dict[int, list[SegmentFooter]]:
+        """Those of each partition's segments, in order."""
+        store = self.store
+        return {
+            name.partition: [read_footer(store, path) for path in segments(store, name)]
+            for name in partitions(store, self.kafka.topic)
+        }
+
+    def is_under_way(self, rows: int = 0) -> bool:
+        """Whether every partition has rows, and the log so many.
+
+        A partition whose chain is empty has no committed offset.
+        """
+        found = self.rows()
+        return len(found) >= rows and len({row["partition"] for row in found}) == PARTITIONS
+
+    def change(self, **sections: Any) -> None:
+        """Write other values into the configuration; what a section has beside them stays."""
+        tree = yaml.safe_load(self.config.read_text())
+        for name, values in sections.items():
+            is_section = isinstance(values, dict)
+            tree[name] = tree.get(name, {}) | values if is_section else values
+        self.config.write_text(yaml.safe_dump(tree))
+
     def chain_ends(self) -> dict[int, int]:
         """Where each partition's chain ends; fails where the log has a defect."""
         report = verify(self.store, deep=True)
@@ -172,7 +197,8 @@ def new_monitor(
             "window_records": 200,
             "pane_ms": 100,
             "expected_run_length": 100_000,
-            # A worker that stands still makes no late records, which a replay does not know of.
+            # Of a worker that stands still: after the default of 10 s its records would be late,
+            # and a replay, which has no clock, would differ.
             "idle_partition_s": PATIENCE_S,
         },
         "alerts": {"topic": monitor.alert_topic},
@@ -181,9 +207,8 @@ def new_monitor(
         # That a stop takes long is no failure, where a test does not ask for that.
         "driver": {"shutdown_deadline_s": PATIENCE_S},
     }
-    for name, values in sections.items():
-        tree[name] = tree.get(name, {}) | values
     monitor.config.write_text(yaml.safe_dump(tree))
+    monitor.change(**sections)
     return monitor
 
 

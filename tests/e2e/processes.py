@@ -1,5 +1,6 @@
 """Programs of a test, with all that they start, gone when the test is over."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.support.leftovers import kill_marked, marked
 from tests.support.waiting import wait_until
@@ -88,6 +89,11 @@ class Program:
 
         wait_until(whole, lambda: f"{text!r} of {self}")
         return lines()[0]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Its own events of a name, as far as they are told: the last line may not be whole yet."""
+        lines = [line for line in self.stderr.splitlines(keepends=True) if line.endswith("}\n")]
+        return [json.loads(line) for line in lines if f'"{name}"' in line and line[0] == "{"]
 
     @property
     def tail(self) -> str:

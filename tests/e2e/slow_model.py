@@ -9,7 +9,7 @@ from typing import Any
 from nap_stream.settings.load import load_settings
 from tests.e2e.monitor import PARTITIONS, Monitor, metrics_url, scrape
 from tests.e2e.processes import Program
-from tests.support.faulty_net import slow_down, slow_forwards
+from tests.support.faulty_net import slow_down, slow_down_once, slow_forwards
 from tests.support.image_bytes import encoded
 from tests.support.images import smooth_image
 from tests.support.memory import MIB, large_jpeg, memory_bound_bytes, rss_bytes
@@ -72,12 +72,12 @@ def watch(
     *,
     images: int,
     seconds_per_image: float,
-    at_first: tuple[float, float] | None = None,
+    first_forward_s: float = 0.0,
 ) -> MemoryTrace:
     """Fill the topic of a running monitor with large images; measure until all are logged.
 
-    ``at_first`` is how many seconds an image takes until one forward has taken longer than so many
-    seconds. Fails where the run ends early.
+    The first forward of one of them takes ``first_forward_s`` longer. Fails where the run ends
+    early.
     """
     url = metrics_url(run)
     wait_until(lambda: run.stderr.count("partition_assigned") >= PARTITIONS, "partitions")
@@ -85,18 +85,16 @@ def watch(
     wait_until(lambda: len(monitor.rows()) == FIRST, "rows of the first images")
     (pid,) = monitor.pids().values()
     base = rss_bytes(pid)
-    slow_down(faults, at_first[0] if at_first else seconds_per_image)
+    slow_down(faults, seconds_per_image)
+    if first_forward_s:
+        slow_down_once(faults, first_forward_s)
     different = [large_jpeg(seed) for seed in range(DIFFERENT)]
     _send(monitor, list(islice(cycle(different), images)))
     samples: list[Sample] = []
     started = time.monotonic()
 
     def more() -> bool:
-        nonlocal at_first
         assert run.running, run.tail
-        if at_first and longest_forward_s(faults) > at_first[1]:
-            slow_down(faults, seconds_per_image)
-            at_first = None
         rows, lag = _rows_and_lag(url)
         in_flight = FIRST + images - lag - rows
         samples.append(Sample(time.monotonic() - started, rss_bytes(pid), rows, in_flight))

@@ -11,7 +11,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 from kafka import KafkaProducer
 
 from nap_stream.calibration.artifact import load_calibration
@@ -77,11 +76,6 @@ def alerts_of(monitor: Monitor, key: str) -> list[dict[str, Any]]:
     return [event for event in events if event["data"]["key"] == key]
 
 
-def take_up(monitor: Monitor, calibration: Path) -> None:
-    tree = yaml.safe_load(monitor.config.read_text())
-    monitor.config.write_text(yaml.safe_dump(tree | {"calibration": str(calibration)}))
-
-
 @pytest.fixture
 def nap(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
     """Run ``nap-stream`` in this process."""
@@ -126,7 +120,7 @@ def test_a_stretch_is_vouched_for_and_a_camera_turns_bad_and_is_accepted(
     )
     assert made.exit_code == 0, made.err
     assert f"{BASELINE_BLOCKS} of the stream, {BASELINE_BLOCKS} of a key" in made.out
-    take_up(monitor, out)
+    monitor.change(calibration=str(out))
 
     send_blocks(monitor, until_ms, QUIET_BLOCKS)
     send_blocks(monitor, turn_ms, BAD_BLOCKS, BAD)

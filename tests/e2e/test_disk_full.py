@@ -50,7 +50,10 @@ def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
             url = metrics_url(run)
             # It goes on for as long as a worker has not met the full disk.
             with streaming(monitor, images, RATE) as sent:
-                wait_until(lambda: _all_have_begun(monitor), "segments of all partitions")
+                wait_until(
+                    lambda: monitor.is_under_way() and len(monitor.pids()) == WORKERS,
+                    "segments of all partitions, by both workers",
+                )
                 disk.fill()
                 wait_until(lambda: len(_waiting(run)) == WORKERS, "both workers to wait")
             rows = len(monitor.rows())
@@ -70,12 +73,6 @@ def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
         assert "goes_on" in run.stderr
         assert set(monitor.pids()) == {"worker-0.0", "worker-1.0"}
         monitor.assert_complete(total)
-
-
-def _all_have_begun(monitor: Monitor) -> bool:
-    """Whether both workers write; a partition whose chain is empty has no committed offset."""
-    partitions = {row["partition"] for row in monitor.rows()}
-    return len(partitions) == PARTITIONS and len(monitor.pids()) == WORKERS
 
 
 def _waiting(run: Program) -> set[str]:

@@ -70,8 +70,6 @@ def test_workers_of_a_dead_node_are_replaced_where_there_is_room(
 
 
 def _waits_with(run: Program, worker: str, cpus: float) -> bool:
-    # The last line may not be whole yet.
-    lines = [line for line in run.stderr.splitlines(keepends=True) if line.endswith("}\n")]
-    told = [json.loads(line) for line in lines if '"worker_waits_for_place"' in line]
+    told = run.events("worker_waits_for_place")
     room = {"CPU": cpus, "GPU": 0.0}
     return any((each["worker"], each["cluster_has"]) == (worker, room) for each in told)

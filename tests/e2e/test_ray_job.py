@@ -11,7 +11,7 @@ import pytest
 
 from nap_stream.demo.produce import produce
 from tests.e2e.conftest import started_head
-from tests.e2e.monitor import PARTITIONS, Monitor, new_monitor
+from tests.e2e.monitor import PARTITIONS, new_monitor
 from tests.e2e.on_ray import JOB_SCRIPT, RayHead, job_script, ray_job, submit_job
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -36,7 +36,7 @@ def test_a_job_that_is_stopped_has_published_and_committed(
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
     job = submit_job(monitor, ray_head, tmp_path / "submit")
 
-    wait_until(lambda: _well_under_way(monitor), "rows of every partition in the log")
+    wait_until(lambda: monitor.is_under_way(IMAGES // 2), "rows of every partition in the log")
     before = len(monitor.rows())
 
     ray_job("stop", job, ray_head, tmp_path / "stop")
@@ -72,18 +72,14 @@ def test_an_uploaded_job_is_followed_to_its_end_and_a_second_one_says_why_it_fai
         clash = f"another monitor on this Ray cluster has the group {monitor.kafka.group_id}"
         assert clash in second.stderr
         assert "failed: " in second.stderr.splitlines()[-1]
-        wait_until(lambda: _well_under_way(elsewhere), lambda: f"rows in the log of {first}")
+        wait_until(
+            lambda: elsewhere.is_under_way(IMAGES // 2), lambda: f"rows in the log of {first}"
+        )
         first.send(signal.SIGTERM)
         assert first.wait() == 0, first.tail
     assert first.stdout.count("monitor_started") == 1
     assert "has ended: stopped" in first.stderr
     assert elsewhere.committed() == elsewhere.chain_ends()
-
-
-def _well_under_way(monitor: Monitor) -> bool:
-    # A partition whose chain is empty yet has no committed offset to compare.
-    rows = monitor.rows()
-    return len(rows) >= IMAGES // 2 and len({row["partition"] for row in rows}) == PARTITIONS
 
 
 @pytest.mark.slow

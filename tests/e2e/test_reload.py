@@ -3,7 +3,6 @@
 Run it with ``-s`` to see how long partitions paused meanwhile.
 """
 
-import json
 import os
 import signal
 import sys
@@ -14,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from nap_stream.scored_log.events import EventKind, read_events
-from nap_stream.scored_log.read import partitions, segments
 from tests.e2e.calibrated import calibrated
 from tests.e2e.monitor import Monitor, model_section, new_monitor, streaming
 from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, listener_pid, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
-from tests.support.log_files import read_footer
 from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -60,17 +56,17 @@ def test_a_monitor_takes_up_another_calibration_and_settings_while_images_come(
             _wait_for_rows(monitor, 60)
 
             # A model of which a worker alone would have found that it is another.
-            _write(monitor, model=model_section() | {"kwargs": {"seed": 1}})
+            monitor.change(model=model_section() | {"kwargs": {"seed": 1}})
             with reload("refused") as asked:
                 assert asked.wait() == 1, asked.tail
                 assert "the calibration was made with model" in asked.stderr
 
-            _write(monitor, model=model_section(), calibration=str(other))
+            monitor.change(model=model_section(), calibration=str(other))
             with reload("taken") as asked:
                 assert asked.wait() == 0, asked.tail
                 assert "calibration_fingerprint: " in asked.stdout
 
-            _write(monitor, worker={"count": 1, "num_gpus": 0})
+            monitor.change(worker={"count": 1, "num_gpus": 0})
             run.send(signal.SIGHUP)
             wait_until(lambda: run.stderr.count('"reload_in_force"') == 2, lambda: run.tail)
             _wait_for_rows(monitor, 60)
@@ -89,7 +85,7 @@ def test_a_monitor_takes_up_another_calibration_and_settings_while_images_come(
     reasons = [e.data["reason"] for e in events if e.kind == EventKind.RUN_STOPPED]
     assert [reason.partition(",")[0] for reason in reasons] == ["reload", "reload", "stopped"]
     assert [e.kind for e in events].count(EventKind.RELOAD_REFUSED) == 1
-    footers = _footers(monitor)
+    footers = monitor.footers()
     for chain in footers.values():
         by = [footer.calibration_fingerprint for footer in chain]
         assert by == sorted(by, key=judged.index), "the one of before, then the new one"
@@ -100,7 +96,10 @@ def test_a_monitor_takes_up_another_calibration_and_settings_while_images_come(
 def test_a_reload_ends_with_a_word_whoever_dies_or_hangs_in_its_midst(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
-    """Workers while the old ones leave; the new coordinator as it starts, then the old one."""
+    """Workers while the old ones leave; the new coordinator as it starts, then the old one.
+
+    Of the last reload the run alone has a word: a signal asks for it.
+    """
     port = free_port()
     monitor = new_monitor(
         apache_kafka.bootstrap,
@@ -134,6 +133,7 @@ def test_a_reload_ends_with_a_word_whoever_dies_or_hangs_in_its_midst(
                 os.kill(victim, signal.SIGKILL)
             assert run.stderr.count('"worker_failed_at_stop"') == 1
             assert '"worker_killed_at_deadline"' not in run.stderr
+            assert '"coordinator_did_not_finish"' not in run.stderr
 
             name, hangs = _last_writer(monitor)
             os.kill(hangs, signal.SIGSTOP)
@@ -144,11 +144,11 @@ def test_a_reload_ends_with_a_word_whoever_dies_or_hangs_in_its_midst(
                 )
                 os.kill(listener_pid(port), signal.SIGKILL)
             # The other one, too, where the machine is so slow.
-            killed = _told(run, '"worker_killed_at_deadline"')
+            killed = run.events("worker_killed_at_deadline")
             assert name in [each["worker"] for each in killed]
 
-            # It hangs from before the reload begins, which it could not be asked for: who stops it
-            # when that has begun may come when it has finished.
+            # It hangs before this reload begins: stopped afterwards, it may have finished by then.
+            # It could not answer `reload`, so a signal asks.
             os.kill(listener_pid(port), signal.SIGSTOP)
             _write_window(monitor, 230, PATIENCE_S)
             in_force = run.stderr.count('"reload_in_force"')
@@ -169,43 +169,23 @@ def test_a_reload_ends_with_a_word_whoever_dies_or_hangs_in_its_midst(
     assert '"reload_failed"' not in run.stderr
 
 
-def _told(run: Program, event: str) -> list[dict[str, Any]]:
-    """The driver's events of a kind, of lines that are whole."""
-    lines = [line for line in run.stderr.splitlines(keepends=True) if line.endswith("}\n")]
-    return [json.loads(line) for line in lines if event in line]
-
-
 def _last_writer(monitor: Monitor) -> tuple[str, int]:
     """The worker that has written the newest segment: its name and its process."""
     newest = max(
-        (chain[-1] for chain in _footers(monitor).values()), key=lambda one: one.created_time_ms
+        (chain[-1] for chain in monitor.footers().values()), key=lambda one: one.created_time_ms
     )
     incarnation, _, place = newest.writer_id.partition("@")
     return incarnation.partition(".")[0], int(place.split(":")[-2])
 
 
-def _write(monitor: Monitor, **sections: Any) -> None:
-    tree = yaml.safe_load(monitor.config.read_text()) | sections
-    monitor.config.write_text(yaml.safe_dump(tree))
-
-
 def _write_window(monitor: Monitor, window: int, deadline_s: float) -> None:
     """What the next run is by; the deadline of its own stop."""
-    drift = yaml.safe_load(monitor.config.read_text())["drift"] | {"window_records": window}
-    _write(monitor, drift=drift, driver={"shutdown_deadline_s": deadline_s})
+    monitor.change(drift={"window_records": window}, driver={"shutdown_deadline_s": deadline_s})
 
 
 def _wait_for_rows(monitor: Monitor, count: int) -> None:
     before = len(monitor.rows())
     wait_until(lambda: len(monitor.rows()) >= before + count, f"{count} more rows")
-
-
-def _footers(monitor: Monitor) -> dict[int, list[Any]]:
-    store = monitor.store
-    return {
-        name.partition: [read_footer(store, path) for path in segments(store, name)]
-        for name in partitions(store, monitor.kafka.topic)
-    }
 
 
 def _tell_pauses(

@@ -74,7 +74,10 @@ def _states(monitor: Monitor) -> list[str]:
 
 
 def _is_well(url: str) -> bool:
-    """Whether all that is told is that the images are of two minutes ago; a lag is of before."""
+    """Whether nothing is told but that the last images are of some time ago, and a lag.
+
+    A lag is as of a worker's last report, which may be older than its last rows.
+    """
     status, told = health(url)
     old = ("no image came since", "offsets still to be read")
     return status == 200 and all(each.endswith(old) for each in told.get("degraded", ()))

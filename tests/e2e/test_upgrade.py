@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nap_stream.scored_log.events import EventKind, read_events
 from tests.e2e.calibrated import calibrated
@@ -67,8 +66,7 @@ def test_versions_and_calibrations_follow_each_other_and_every_image_is_logged_o
         before = None
         with streaming(monitor, images, RATE) as sent:
             for name, code, judges_by in runs:
-                tree = yaml.safe_load(monitor.config.read_text()) | {"calibration": str(judges_by)}
-                monitor.config.write_text(yaml.safe_dump(tree))
+                monitor.change(calibration=str(judges_by))
                 folder = stack.enter_context(short_folder())
                 environ = {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(code)}
                 # Ray has the workers import from where the driver was started.

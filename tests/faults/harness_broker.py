@@ -6,7 +6,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.settings.schema import KafkaSettings
-from tests.support.topics import read_topic, settings_without_topic
+from tests.support.topics import PATIENT, read_topic, settings_without_topic
 from tests.support.waiting import wait_until
 
 
@@ -19,7 +19,7 @@ class Broker:
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
-        self._admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap)
+        self._admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap, **PATIENT)
         self._consumer = _consumer(bootstrap, "read_committed")
         self._uncommitted = _consumer(bootstrap, "read_uncommitted")
 
@@ -104,4 +104,5 @@ def _consumer(bootstrap: str, isolation_level: str) -> Any:
         group_id=None,
         enable_auto_commit=False,
         isolation_level=isolation_level,
+        **PATIENT,
     )

@@ -13,6 +13,7 @@ from kafka import KafkaProducer
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded
 from tests.support.images import smooth_image
+from tests.support.topics import PATIENT_PRODUCER
 from tests.support.waiting import PATIENCE_S
 
 Rows = dict[tuple[int, int, int], str | None]
@@ -127,6 +128,7 @@ class Stream:
             bootstrap_servers=list(self._kafka.bootstrap_servers),
             acks="all",
             enable_idempotence=True,
+            **PATIENT_PRODUCER,
             **options,
         )
 

@@ -19,7 +19,14 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import offsets_in_log, require_each_offset_once, rows_in_log
-from tests.support.topics import administering, committed_offsets, delete_before, new_settings, send
+from tests.support.topics import (
+    PATIENT_PRODUCER,
+    administering,
+    committed_offsets,
+    delete_before,
+    new_settings,
+    send,
+)
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.kafka
@@ -146,7 +153,9 @@ def test_what_retention_eats_before_a_running_worker_reads_it_is_a_declared_gap(
 def open_transaction(settings: KafkaSettings) -> Iterator[None]:
     """Of one message, aborted in the end: it takes an offset, and its marker another."""
     producer = KafkaProducer(
-        bootstrap_servers=list(settings.bootstrap_servers), transactional_id=settings.topic
+        bootstrap_servers=list(settings.bootstrap_servers),
+        transactional_id=settings.topic,
+        **PATIENT_PRODUCER,
     )
     try:
         producer.init_transactions()

@@ -334,7 +334,7 @@ def test_an_answer_that_has_begun_and_does_not_end_is_told_from_none(
     server: ObjectServer, head: bytes, part: bytes
 ) -> None:
     """Its time is over when its beginning has come, however slow this machine is."""
-    clock, dawdles = ManualClock(), again_and_again(head, part, 0.01)
+    clock, dawdles = ManualClock(), again_and_again(b"", part, 0.01)
 
     def in_time(connection: socket.socket, ended: threading.Event) -> None:
         connection.sendall(head + part)

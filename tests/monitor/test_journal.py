@@ -18,7 +18,6 @@ from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S, CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.journal import (
     MAX_WAITING,
-    PATIENCE_S,
     RETRY_S,
     Journal,
     failed_words,
@@ -31,6 +30,7 @@ from tests.support.alert_sinks import FlakySink
 from tests.support.memory_store import MemoryStore
 from tests.support.summaries import FACTS, partition, report, segments, settings
 from tests.support.summary_log import SummaryList
+from tests.support.waiting import PATIENCE_S
 
 NOW_MS = 1_000_000
 DRIFT = segments(0, [(i, i >= 200 and i % 2 == 0) for i in range(400)], [25] * 16)
@@ -407,7 +407,7 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_told() -> None:
     assert "the disk is full" in journal.loss
     assert list(journal.unwritten()) == alerts[2:]
     store.is_full = False
-    journal.write(at_once=True, wait_s=PATIENCE_S * 20)
+    journal.write(at_once=True, wait_s=PATIENCE_S)
     assert [alert_id(event) for event in events(store)] == told(alerts[2:])
 
 

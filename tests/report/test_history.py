@@ -195,9 +195,9 @@ def test_a_pattern_that_others_wrote_to_hang_whoever_reads_it_does_not(pattern: 
     topic = "a" * 60
     event = run_started("01T00:00", "a")
     event = replace(event, data={"settings": {"kafka": {"topic_pattern": pattern}}})
-    began_s = time.thread_time()
+    began_s = time.process_time()
     assert streams_of(topics_read([event], [topic]), [topic]) == {topic: {topic}}
-    assert time.thread_time() - began_s < 5
+    assert time.process_time() - began_s < 5
 
 
 def test_of_a_topic_only_its_own_events(month: History) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from kafka import errors
+from kafka.future import Future
 from structlog.testing import capture_logs
 
 from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
@@ -16,7 +17,7 @@ from nap_stream.source import kafka_topics
 from nap_stream.source.kafka import KafkaSource
 from nap_stream.source.kafka_group import ask_offsets
 from nap_stream.source.kafka_topics import TRY_AGAIN_S, UNWATCHED_S
-from tests.source.test_contract import Listener, poll_messages, poll_until
+from tests.source.test_contract import Listener, commit, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, delete_before, new_settings, replace_topic, send
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -98,7 +99,7 @@ def test_new_partitions_come_to_a_member_that_polls_without_waiting(
     wait_until(lambda: owns(1), "the partition")
     add_partitions(settings, 3)
     wait_until(lambda: owns(3), "the new partitions")
-    wait_until(lambda: source.commit({TopicPartition(settings.topic, 0): 0}), "the commit")
+    commit(source, {TopicPartition(settings.topic, 0): 0})
 
 
 @pytest.mark.kafka
@@ -114,9 +115,9 @@ def test_a_static_member_that_comes_back_takes_the_place_of_its_zombie(
     poll_until(replacement, lambda _found: len(after.assignments) == 2)
 
     with pytest.raises(BrokerError, match="another process has joined the group as this worker"):
-        wait_until(lambda: zombie.commit({TopicPartition(settings.topic, 0): 0}), "a refusal")
+        commit(zombie, {TopicPartition(settings.topic, 0): 0})
     zombie.close(5)
-    wait_until(lambda: replacement.commit({TopicPartition(settings.topic, 0): 0}), "the commit")
+    commit(replacement, {TopicPartition(settings.topic, 0): 0})
 
 
 @pytest.mark.kafka
@@ -227,14 +228,11 @@ def test_after_a_pause_nothing_is_read_before_the_broker_has_said_which_topic_it
     replace_topic(settings, 5)
     source.resume()
     monkeypatch.setattr(kafka_topics, "METADATA_TIMEOUT_S", seconds)
-    cluster = source._consumer._cluster
-
-    async def hang_up(_node: object) -> None:
-        error = errors.KafkaConnectionError("the test's own")
-        cluster.failed_update(error)
-        raise error
-
-    monkeypatch.setattr(cluster, "_do_refresh_metadata", hang_up)
+    before = source._topics.ids
+    hung_up = Future().failure(errors.KafkaConnectionError("the test's own"))
+    monkeypatch.setattr(source._consumer._cluster, "request_update", lambda: hung_up)
+    # Whatever kafka-python is told of by itself meanwhile.
+    monkeypatch.setattr(source._topics, "_known", lambda: before)
     assert [source.poll(1.0, 10) for _ in range(3)] == [[]] * 3
     assert listener.losses == []
     monkeypatch.undo()
@@ -491,7 +489,7 @@ def test_the_embedded_broker_serves_messages_commits_and_seeks(embedded: str, op
     source = opened(settings, Listener())
 
     assert [m.value for m in poll_messages(source, 3)] == [b"a", b"b", b"c"]
-    wait_until(lambda: source.commit({partition: 2}), "the commit")
+    commit(source, {partition: 2})
     source.seek(partition, 1)
     assert [m.value for m in poll_messages(source, 2)] == [b"b", b"c"]
 

@@ -8,7 +8,7 @@ import pytest
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
-from tests.source.test_contract import Listener, hold_back, poll_messages, poll_until
+from tests.source.test_contract import Listener, commit, hold_back, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, describe_group, new_settings, send
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -82,7 +82,7 @@ def test_one_that_never_joined_does_not_remove_its_namesake(
     KafkaSource(settings, Listener(), instance_id="worker-0").close(PATIENCE_S)
 
     assert members(settings) == 1
-    wait_until(lambda: sources[0].commit({TopicPartition(settings.topic, 0): 0}), "the commit")
+    commit(sources[0], {TopicPartition(settings.topic, 0): 0})
 
 
 def test_close_keeps_to_its_time_while_the_broker_is_away(

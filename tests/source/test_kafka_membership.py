@@ -8,10 +8,10 @@ from kafka import KafkaProducer
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
-from tests.source.test_contract import Listener, poll_messages, poll_until
+from tests.source.test_contract import Listener, commit, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import describe_group, new_settings, remove_member, send
-from tests.support.waiting import PATIENCE_S, wait_until
+from tests.support.topics import PATIENT_PRODUCER, describe_group, new_settings, remove_member, send
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.kafka
 
@@ -26,7 +26,9 @@ def sources() -> Iterator[list[KafkaSource]]:
 
 def send_in_transaction(settings: KafkaSettings, values: list[bytes], *, commit: bool) -> None:
     producer = KafkaProducer(
-        bootstrap_servers=list(settings.bootstrap_servers), transactional_id=settings.topic
+        bootstrap_servers=list(settings.bootstrap_servers),
+        transactional_id=settings.topic,
+        **PATIENT_PRODUCER,
     )
     try:
         producer.init_transactions()
@@ -87,7 +89,7 @@ def test_a_member_that_was_thrown_out_loses_its_partitions_and_comes_back(
     assert sources[0].commit({partition: 0}) is False
     poll_until(sources[0], lambda _found: len(listener.assignments) == 2)
     assert (listener.losses, listener.revocations) == ([partition], [])
-    wait_until(lambda: sources[0].commit({partition: 0}), "the commit")
+    commit(sources[0], {partition: 0})
 
 
 def members(settings: KafkaSettings) -> set[str]:

@@ -9,6 +9,7 @@ from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.peek import peek
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import (
+    PATIENT_PRODUCER,
     committed_offsets,
     delete_before,
     new_settings,
@@ -21,7 +22,8 @@ def send(
     settings: KafkaSettings, values: Iterable[bytes | None], partition: int | None = None
 ) -> None:
     """Send each message in a batch of its own: the embedded broker's end is that of batches."""
-    with closing(KafkaProducer(bootstrap_servers=list(settings.bootstrap_servers))) as producer:
+    servers = list(settings.bootstrap_servers)
+    with closing(KafkaProducer(bootstrap_servers=servers, **PATIENT_PRODUCER)) as producer:
         for value in values:
             key = b"" if value is None else None
             producer.send(settings.topic, value=value, key=key, partition=partition).get(
@@ -98,7 +100,9 @@ def test_what_retention_has_deleted_is_not_waited_for(apache_kafka: ApacheKafka)
 def test_offsets_of_transactions_are_no_messages(apache_kafka: ApacheKafka) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     producer = KafkaProducer(
-        bootstrap_servers=list(settings.bootstrap_servers), transactional_id=settings.topic
+        bootstrap_servers=list(settings.bootstrap_servers),
+        transactional_id=settings.topic,
+        **PATIENT_PRODUCER,
     )
     producer.init_transactions()
     for number in range(20):

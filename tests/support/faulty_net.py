@@ -12,6 +12,7 @@ from tests.support.tiny_net import TinyNet, build
 
 HANG = "hang"
 SECONDS_PER_IMAGE = "seconds-per-image"
+SECONDS_ONCE = "seconds-once"
 SLOW = "slow-"
 """Begins the names of files with when each slow forward began and ended, one of each process."""
 
@@ -21,8 +22,9 @@ class FaultyNet(TinyNet):
 
     Args:
         faults: A folder. Where it holds ``hang``, the next forward takes the file away and never
-            returns. Where it holds ``seconds-per-image``, each forward takes so much longer, and is
-            among the `slow_forwards`.
+            returns. Where it holds ``seconds-once``, the next forward takes the file away, and
+            takes so much longer. Where it holds ``seconds-per-image``, each forward takes so much
+            longer. Those that take longer are the `slow_forwards`.
     """
 
     def __init__(self, faults: Path) -> None:
@@ -33,8 +35,13 @@ class FaultyNet(TinyNet):
         with suppress(FileNotFoundError):
             (self._faults / HANG).rename(self._faults / f"hung-{os.getpid()}")
             threading.Event().wait()
+        seconds = 0.0
         with suppress(FileNotFoundError):
-            seconds = len(x) * float((self._faults / SECONDS_PER_IMAGE).read_text())
+            seconds += len(x) * float((self._faults / SECONDS_PER_IMAGE).read_text())
+        with suppress(FileNotFoundError):
+            taken = (self._faults / SECONDS_ONCE).rename(self._faults / f"once-{os.getpid()}")
+            seconds += float(taken.read_text())
+        if seconds:
             began_s = time.monotonic()
             time.sleep(seconds)
             with (self._faults / f"{SLOW}{os.getpid()}").open("a") as file:
@@ -62,9 +69,18 @@ def hung_pid(faults: Path) -> int | None:
 
 def slow_down(faults: Path, seconds_per_image: float) -> None:
     """Have each forward take longer from now on."""
-    partial = faults / f".{SECONDS_PER_IMAGE}"
-    partial.write_text(str(seconds_per_image))
-    partial.rename(faults / SECONDS_PER_IMAGE)
+    _write(faults, SECONDS_PER_IMAGE, seconds_per_image)
+
+
+def slow_down_once(faults: Path, seconds: float) -> None:
+    """Have the next forward of any process take longer, however many images it is of."""
+    _write(faults, SECONDS_ONCE, seconds)
+
+
+def _write(faults: Path, name: str, seconds: float) -> None:
+    partial = faults / f".{name}"
+    partial.write_text(str(seconds))
+    partial.rename(faults / name)
 
 
 def slow_forwards(faults: Path) -> list[tuple[float, float]]:

@@ -12,6 +12,7 @@ from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
+from tests.support.topics import PATIENT_PRODUCER
 from tests.support.waiting import PATIENCE_S
 
 
@@ -36,9 +37,8 @@ class Stream:
             bootstrap_servers=list(kafka.bootstrap_servers),
             acks="all",
             enable_idempotence=True,
-            delivery_timeout_ms=int(PATIENCE_S * 1000),
-            max_block_ms=int(PATIENCE_S * 1000),
             metadata_max_age_ms=1_000,
+            **PATIENT_PRODUCER,
         )
         self._sent: list[Any] = []
         self._stopping = threading.Event()

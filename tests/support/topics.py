@@ -15,12 +15,11 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.support.waiting import PATIENCE_S, wait_until
 
 _PATIENCE_MS = int(PATIENCE_S * 1000)
-PATIENT = {"bootstrap_timeout_ms": _PATIENCE_MS, "request_timeout_ms": _PATIENCE_MS}
-"""Options of any client: a broker that stands still for a while fails no test."""
-PATIENT_PRODUCER = PATIENT | {
-    "max_block_ms": _PATIENCE_MS,
-    "delivery_timeout_ms": 2 * _PATIENCE_MS,
-}
+PATIENT = {"bootstrap_timeout_ms": _PATIENCE_MS, "request_timeout_ms": _PATIENCE_MS // 5}
+"""Options of any client: a broker that stands still for a while fails no test.
+
+A request without an answer leaves time for another one, of whoever waits."""
+PATIENT_PRODUCER = PATIENT | {"max_block_ms": _PATIENCE_MS, "delivery_timeout_ms": _PATIENCE_MS}
 
 
 def settings_without_topic(bootstrap: str, **changes: Any) -> KafkaSettings:
@@ -192,8 +191,8 @@ def describe_group(settings: KafkaSettings) -> dict[str, Any]:
 
 def remove_member(settings: KafkaSettings, name: str) -> None:
     """Throw a static member out of the consumer group."""
-    with administering(settings.bootstrap_servers) as admin:
-        admin.remove_group_members(settings.group_id, [MemberToRemove(group_instance_id=name)])
+    member = MemberToRemove(group_instance_id=name)
+    _asked_of_group(settings, lambda a: a.remove_group_members(settings.group_id, [member]))
 
 
 def committed_offsets(settings: KafkaSettings) -> dict[int, int]:
