@@ -224,7 +224,7 @@ def test_a_report_that_cannot_be_written_is_a_mistake_of_use(
     ended = nap("verify", "--log", log, "--report", tmp_path / "none" / "audit.json")
     assert (ended.exit_code, ended.out) == (2, "")
     assert "no such folder" in ended.err
-    ended = nap("verify", "--log", log, "--report", log)
+    ended = nap("verify", "--log", log, "--report", tmp_path)
     assert ended.exit_code == 2
     assert "the file cannot be written (Is a directory)" in ended.err
 
