@@ -26,9 +26,12 @@ from nap_stream.scored_log.format import storable_text, storable_time_ms
 from nap_stream.scored_log.index import IndexUse
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.text import printable
 
 FIRST_ROWS = 250_000
 """Of how many rows the first question of a scan is: who looks for one row does not read many."""
+SHOWN_NAME = 100
+"""Characters of a name that an error shows."""
 _PLACE = ("topic", "partition", "offset", "index")
 
 
@@ -274,8 +277,16 @@ def require_among(what: str, option: str, wanted: Iterable[str], held: Sequence[
     for name in wanted:
         if name not in held:
             near = difflib.get_close_matches(name, held, n=5) or list(held[:10])
-            told = ", ".join(near) or "none"
+            told = ", ".join(map(_shown, near)) or "none"
             rest = f", and {len(held) - len(near):,} more" if len(held) > len(near) else ""
             raise ConfigError(
-                f"the log has no {what} {name!r}; it has {told}{rest}", option, "Name one of them"
+                f"the log has no {what} '{_shown(name)}'; it has {told}{rest}",
+                option,
+                "Name one of them",
             )
+
+
+def _shown(name: str) -> str:
+    """A name that may hold anything, on one line and not longer than one."""
+    text = printable(name)
+    return text if len(text) <= SHOWN_NAME else f"{text[:SHOWN_NAME]}…"

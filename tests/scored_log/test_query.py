@@ -26,6 +26,7 @@ from nap_stream.scored_log.query import (
     Query,
     listed,
     most_anomalous,
+    require_among,
     require_partitions,
     scan,
 )
@@ -655,3 +656,11 @@ def test_sql_has_one_view_of_the_same_columns_with_rows_and_without(
 
 def test_sql_without_end_gives_its_first_rows(root: Path) -> None:
     assert len(_sql(LocalStore(root), "SELECT * FROM range(1000000000000)", limit=5)) == 6
+
+
+def test_names_that_are_near_stand_on_one_line_and_are_cut() -> None:
+    with pytest.raises(ConfigError) as caught:
+        require_among("key", "--key", ["a\x1b[31mx"], ["a\nb", "c" * 10_000])
+    assert str(caught.value).isprintable()
+    assert r"no key 'a\x1b[31mx'; it has a\nb, ccc" in str(caught.value)
+    assert len(str(caught.value)) < 250
