@@ -285,11 +285,11 @@ def _without_token(text: str, status: str | None, where: str, cloud: Cloud) -> S
     return ScoredLogError(problem, where, "Check the network, and the service that gives tokens")
 
 
-def _failure(text: str, answer: Sequence[str | None]) -> str:
-    """What went wrong; ``answer`` is the status and the code, as far as there was any."""
-    status = answer[0]
-    if any(answer):
-        said = f"it answered {' '.join(part for part in answer if part is not None)}"
+def _failure(text: str, answered: Sequence[str | None]) -> str:
+    """What went wrong; ``answered`` is the status and the code, as far as there was any."""
+    status = answered[0]
+    if any(answered):
+        said = f"it answered {' '.join(part for part in answered if part is not None)}"
         # Of a fault of its own a store speaks of itself; a refusal may repeat what was signed.
         message = _first(_MESSAGE, text) if (status or "").startswith("5") else None
         return said if message is None else f"{said}: {printable(message)}"

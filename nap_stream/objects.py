@@ -64,7 +64,8 @@ class RequestLimits:
     """`ObjectStore.open` reads objects up to this size at once, larger ones in ranges."""
 
 
-def _options(limits: RequestLimits) -> dict[str, Any]:
+def request_options(limits: RequestLimits) -> dict[str, Any]:
+    """What a cloud's client is made with, for requests within these limits."""
     return {
         "client_options": {
             "connect_timeout": timedelta(seconds=limits.connect_timeout_s),
@@ -195,7 +196,9 @@ class ObjectStore:
         self._root = root.rstrip("/")
         self._limits = RequestLimits() if limits is None else limits
         self._clock = SystemClock() if clock is None else clock
-        self._objects = connect(self._cloud, bucket, prefix, self._root, _options(self._limits))
+        self._objects = connect(
+            self._cloud, bucket, prefix, self._root, request_options(self._limits)
+        )
 
     @property
     def root(self) -> str:

@@ -1,7 +1,6 @@
 """Objects in buckets that are allowed, from the stores that the environment names."""
 
 import threading
-from datetime import timedelta
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
@@ -18,6 +17,7 @@ from nap_stream.clouds import (
 )
 from nap_stream.errors import LogRootError
 from nap_stream.messages.pieces import Away, Reference, Unreadable
+from nap_stream.objects import RequestLimits, request_options
 from nap_stream.records import Status
 from nap_stream.settings.messages import FetchSettings
 
@@ -112,20 +112,12 @@ class BucketObjects:
         bucket = _bucket(reference)
         with self._lock:
             if bucket not in self._clients:
-                timeout = timedelta(seconds=self._settings.timeout_s)
-                options = {
-                    "client_options": {
-                        "connect_timeout": timeout / 2,
-                        "timeout": timeout,
-                        # An endpoint without TLS is used only where the environment names one.
-                        "allow_http": True,
-                    },
-                    # Attempts are counted where others are, too.
-                    "retry_config": {"max_retries": 0, "retry_timeout": timeout},
-                }
+                timeout_s = self._settings.timeout_s
+                # Attempts are counted where others are, too.
+                limits = RequestLimits(timeout_s / 2, timeout_s, 0, timeout_s)
                 cloud = CLOUDS[reference.scheme]
                 try:
-                    client = connect(cloud, reference.bucket, None, bucket, options)
+                    client = connect(cloud, reference.bucket, None, bucket, request_options(limits))
                 except LogRootError as error:
                     raise Away(bucket, f"{error.problem}. {error.action}") from None
                 self._clients[bucket] = client
