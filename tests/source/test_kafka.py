@@ -188,16 +188,24 @@ def test_a_position_past_the_end_is_refused(apache_kafka: ApacheKafka, opened: O
         poll_until(source, lambda _found: False)
 
 
+def having_read_one(
+    kafka: ApacheKafka, opened: Open
+) -> tuple[KafkaSettings, KafkaSource, Listener]:
+    """A source that has read the one message of its topic, and its listener."""
+    settings = new_settings(kafka.bootstrap)
+    send(settings, [b"old"])
+    listener = Listener(log_ends={TopicPartition(settings.topic, 0): 0})
+    source = opened(settings, listener)
+    poll_messages(source, 1)
+    return settings, source, listener
+
+
 @pytest.mark.kafka
 def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it_is_read(
     apache_kafka: ApacheKafka, opened: Open
 ) -> None:
-    settings = new_settings(apache_kafka.bootstrap)
+    settings, source, listener = having_read_one(apache_kafka, opened)
     partition = TopicPartition(settings.topic, 0)
-    send(settings, [b"old"])
-    listener = Listener(log_ends={partition: 0})
-    source = opened(settings, listener)
-    poll_messages(source, 1)
     before = listener.asked[-1][2]
     source.pause()
     paused_at = time.monotonic()
@@ -217,12 +225,7 @@ def test_after_a_pause_nothing_is_read_before_the_broker_has_said_which_topic_it
     seconds: float, apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where it does not answer in time, or hangs up, and answers a fetch a moment later."""
-    settings = new_settings(apache_kafka.bootstrap)
-    partition = TopicPartition(settings.topic, 0)
-    send(settings, [b"old"])
-    listener = Listener(log_ends={partition: 0})
-    source = opened(settings, listener)
-    poll_messages(source, 1)
+    settings, source, listener = having_read_one(apache_kafka, opened)
     source.pause()
     monkeypatch.setattr(kafka_topics, "UNWATCHED_S", 0.0)
     replace_topic(settings, 5)
@@ -236,7 +239,7 @@ def test_after_a_pause_nothing_is_read_before_the_broker_has_said_which_topic_it
     assert [source.poll(1.0, 10) for _ in range(3)] == [[]] * 3
     assert listener.losses == []
     monkeypatch.undo()
-    listener.refusals[partition] = 1
+    listener.refusals[TopicPartition(settings.topic, 0)] = 1
     poll_until_lost(source, listener)
 
 
